@@ -1,0 +1,76 @@
+# Where things go: make install DESTDIR=/tmp/package PREFIX=/usr
+PREFIX     ?= /usr
+DESTDIR    ?=
+BINDIR     ?= $(PREFIX)/bin
+LIBEXECDIR ?= $(PREFIX)/libexec
+MANDIR     ?= $(PREFIX)/share/man
+# podman reads /usr/share/containers/oci/hooks.d and /etc/containers/oci/hooks.d
+# unless containers.conf(5) says otherwise.
+HOOK_BIN_DIR ?= $(LIBEXECDIR)/oci/hooks.d
+HOOK_DIR     ?= $(PREFIX)/share/containers/oci/hooks.d
+SYSTEMDDIR   ?= $(PREFIX)/lib/systemd
+TMPFILESDIR  ?= $(PREFIX)/lib/tmpfiles.d
+
+GO      ?= go
+INSTALL ?= install
+TOOLS   := $(GO) tool -modfile=tools/go.mod
+export CGO_ENABLED := 0
+
+PROGRAMS := oci-mainpid-hook notify-mainpid oci-mainpid
+MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
+
+.PHONY: all build man install uninstall demo test unit e2e check bench clean
+all: build man
+
+build:
+	$(GO) build -trimpath -ldflags='-s -w' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+
+man: $(MANPAGES)
+bin/man/%: docs/%.md
+	@mkdir -p $(@D)
+	$(GO) tool go-md2man -in $< -out $@
+
+install: build man
+	$(INSTALL) -D -m 755 bin/oci-mainpid-hook $(DESTDIR)$(HOOK_BIN_DIR)/oci-mainpid-hook
+	$(INSTALL) -D -m 755 bin/notify-mainpid $(DESTDIR)$(LIBEXECDIR)/oci-mainpid/notify-mainpid
+	$(INSTALL) -D -m 755 bin/oci-mainpid $(DESTDIR)$(BINDIR)/oci-mainpid
+	$(INSTALL) -d $(DESTDIR)$(SYSTEMDDIR)/system-generators $(DESTDIR)$(HOOK_DIR)
+	ln -sf $(BINDIR)/oci-mainpid $(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator
+	sed 's|/usr/libexec/oci/hooks.d|$(HOOK_BIN_DIR)|' hooks.d/oci-mainpid-hook.json > $(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json
+	chmod 644 $(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json
+	$(INSTALL) -D -m 644 tmpfiles.d/oci-mainpid.conf $(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf
+	for page in $(MANPAGES); do $(INSTALL) -D -m 644 $$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/} || exit; done
+
+uninstall:
+	rm -f $(DESTDIR)$(HOOK_BIN_DIR)/oci-mainpid-hook \
+		$(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json \
+		$(DESTDIR)$(LIBEXECDIR)/oci-mainpid/notify-mainpid \
+		$(DESTDIR)$(BINDIR)/oci-mainpid \
+		$(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator \
+		$(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf
+	for page in $(MANPAGES); do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/} || exit; done
+	[ ! -d $(DESTDIR)$(LIBEXECDIR)/oci-mainpid ] || rmdir $(DESTDIR)$(LIBEXECDIR)/oci-mainpid
+
+# Throw-away machines (sandbox/) need root.
+demo: build man
+	$(GO) run ./test/demo
+
+test: check e2e
+
+e2e: build man
+	$(GO) test -tags e2e -count=1 -timeout 60m -v ./sandbox ./test/e2e
+
+unit:
+	$(GO) test ./...
+
+check:
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
+	$(GO) vet -tags e2e ./...
+	$(TOOLS) staticcheck -tags e2e ./...
+	$(GO) test ./...
+
+bench: build
+	$(GO) run ./test/bench
+
+clean:
+	rm -rf bin

@@ -1,0 +1,227 @@
+package conmonbridge
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Prepare makes a unit's mainpid and result file anew, both empty, and the
+// directories above them that are missing (mode 0711). The mainpid file
+// belongs to owner, a UID, with mode 0600: to root where podman gets it as a
+// descriptor, to the unit's user where the hook opens it by name. The result
+// file belongs to root, with mode 0644.
+//
+// Whatever stood in their places is unlinked, never opened. On an error
+// neither file is left.
+func Prepare(mainPIDFile, resultFile string, owner int) error {
+	err := makeFile(mainPIDFile, 0o600, owner)
+	if err == nil {
+		err = makeFile(resultFile, 0o644, os.Geteuid())
+	}
+	if err != nil {
+		return errors.Join(err, Forget(mainPIDFile, resultFile))
+	}
+	return nil
+}
+
+// Forget removes what Prepare made: both files, and their directory once it
+// is empty. It is no error when they are gone already.
+func Forget(mainPIDFile, resultFile string) error {
+	var errs []error
+	for _, path := range []string{mainPIDFile, resultFile} {
+		dir, err := openDirectory(filepath.Dir(path), false)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = unlink(dir, path)
+			unix.Close(dir)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, removeEmpty(filepath.Dir(path)))
+	}
+	return errors.Join(errs...)
+}
+
+// removeEmpty removes a directory that is empty, and leaves another one alone.
+func removeEmpty(path string) error {
+	parent, err := openDirectory(filepath.Dir(path), false)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(parent)
+	switch err := unix.Unlinkat(parent, filepath.Base(path), unix.AT_REMOVEDIR); err {
+	case nil, unix.ENOENT, unix.ENOTEMPTY, unix.EEXIST, unix.EBUSY:
+		return nil
+	default:
+		return &fs.PathError{Op: "remove", Path: path, Err: err}
+	}
+}
+
+// openResult opens the result file for writing, and makes it where it is
+// missing. Nobody but root may be able to write it.
+func openResult(path string) (*os.File, error) {
+	f, err := openIn(path, unix.O_WRONLY|unix.O_CREAT, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &st)
+	switch {
+	case err != nil:
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		err = errNotRegular
+	case int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0:
+		err = errors.New("others may write it")
+	case st.Nlink != 1:
+		err = errors.New("has a second name (hard link)")
+	case st.Size > 0: // truncating gives back what Prepare reserved
+		err = f.Truncate(0)
+	}
+	if err != nil {
+		f.Close()
+		return nil, &fs.PathError{Op: "open result file", Path: path, Err: err}
+	}
+	return f, nil
+}
+
+// openMainPID opens the mainpid file for reading.
+func openMainPID(path string) (*os.File, error) {
+	f, err := openIn(path, unix.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkRegular(int(f.Fd())); err != nil {
+		f.Close()
+		return nil, &fs.PathError{Op: "open mainpid file", Path: path, Err: err}
+	}
+	return f, nil
+}
+
+// openIn opens a file in a directory that only root can change: no link is
+// followed and no FIFO, device or lease is waited for.
+func openIn(path string, flags int, mode uint32) (*os.File, error) {
+	dir, err := openDirectory(filepath.Dir(path), false)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat(dir, filepath.Base(path), flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, mode)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: noLink(err)}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// makeFile makes a new, empty file in the place of whatever had that name.
+func makeFile(path string, mode uint32, owner int) error {
+	dir, err := openDirectory(filepath.Dir(path), true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	if err := unlink(dir, path); err != nil {
+		return err
+	}
+	fd, err := unix.Openat(dir, filepath.Base(path), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+	if err == nil {
+		defer unix.Close(fd)
+		// The umask does not count.
+		if err = unix.Fchmod(fd, mode); err == nil {
+			err = unix.Fchown(fd, owner, -1)
+		}
+		// Room for what will be written, should the file system be full then;
+		// one that cannot reserve it does without.
+		if e := unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, 0, 1); err == nil && e != unix.EOPNOTSUPP {
+			err = e
+		}
+	}
+	if err != nil {
+		return &fs.PathError{Op: "make", Path: path, Err: err}
+	}
+	return nil
+}
+
+// unlink removes a name that is no directory's from the directory dir.
+func unlink(dir int, path string) error {
+	err := unix.Unlinkat(dir, filepath.Base(path), 0)
+	if err != nil && err != unix.ENOENT {
+		return &fs.PathError{Op: "remove", Path: path, Err: err}
+	}
+	return nil
+}
+
+// openDirectory opens a directory, component by component from the root, and
+// follows no link. Each must belong to root (or to this user) and be writable
+// by nobody else, or have the sticky bit; so what is below stays what it is.
+// With create, directories that are missing are made, with mode 0711.
+func openDirectory(path string, create bool) (int, error) {
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+		return -1, fmt.Errorf("path %s: not absolute or not clean", path)
+	}
+	dir, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: "/", Err: err}
+	}
+	for at := "/"; at != path; {
+		name, _, _ := strings.Cut(strings.TrimPrefix(path[len(at):], "/"), "/")
+		at = filepath.Join(at, name)
+		next, err := openStep(dir, name, create)
+		unix.Close(dir)
+		if err != nil {
+			return -1, &fs.PathError{Op: "open directory", Path: at, Err: noLink(err)}
+		}
+		dir = next
+	}
+	return dir, nil
+}
+
+// openStep opens one directory in another one.
+func openStep(dir int, name string, create bool) (int, error) {
+	const flags = unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(dir, name, unix.O_PATH|flags, 0)
+	if err == unix.ENOENT && create {
+		const mode = 0o711
+		if err := unix.Mkdirat(dir, name, mode); err != nil && err != unix.EEXIST {
+			return -1, err
+		}
+		// The umask does not count.
+		if fd, err = unix.Openat(dir, name, unix.O_RDONLY|flags, 0); err == nil {
+			err = unix.Fchmod(fd, mode)
+		}
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	switch {
+	case err != nil:
+	case st.Uid != 0 && int(st.Uid) != os.Geteuid():
+		err = fmt.Errorf("belongs to UID %d, who could change what is in it", st.Uid)
+	case st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0:
+		err = fmt.Errorf("others may change what is in it (mode %04o)", st.Mode&0o7777)
+	default:
+		return fd, nil
+	}
+	unix.Close(fd)
+	return -1, err
+}
+
+// noLink puts the kernel's ELOOP and, with O_DIRECTORY, ENOTDIR into words.
+func noLink(err error) error {
+	if err == unix.ELOOP {
+		return errors.New("a symbolic link is not followed")
+	}
+	return err
+}

@@ -1,0 +1,161 @@
+package conmonbridge
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Process is what /proc/PID/stat says of a process (proc_pid_stat(5)).
+type Process struct {
+	PID  int
+	Comm string // at most 15 bytes, chosen by the process itself
+	// State is one letter, Z for a zombie.
+	State byte
+	PPID  int // of its parent, 0 where that is outside this PID namespace
+}
+
+// ErrNoProcess says that there is no process with that PID.
+var ErrNoProcess = errors.New("no such process")
+
+// ReadProcess reads /proc/PID/stat. The error is ErrNoProcess when no process
+// has that PID.
+func ReadProcess(pid int) (Process, error) {
+	b, err := readProc(pid, "stat", 4096)
+	if err != nil {
+		return Process{}, err
+	}
+	p, err := parseStat(b)
+	if err != nil {
+		return Process{}, fmt.Errorf("read /proc/%d/stat: %w", pid, err)
+	}
+	return p, nil
+}
+
+// parseStat parses the first four fields of proc_pid_stat(5). The second,
+// comm, is in parentheses and may hold any byte, parentheses and newlines too.
+func parseStat(b []byte) (Process, error) {
+	malformed := errors.New("malformed")
+	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if open < 0 || end < open {
+		return Process{}, malformed
+	}
+	pid, err := strconv.Atoi(string(bytes.TrimSpace(b[:open])))
+	if err != nil || pid <= 0 {
+		return Process{}, malformed
+	}
+	rest := bytes.Fields(b[end+1:])
+	if len(rest) < 2 || len(rest[0]) != 1 {
+		return Process{}, malformed
+	}
+	ppid, err := strconv.Atoi(string(rest[1]))
+	if err != nil || ppid < 0 {
+		return Process{}, malformed
+	}
+	return Process{PID: pid, Comm: string(b[open+1 : end]), State: rest[0][0], PPID: ppid}, nil
+}
+
+// environment is the initial environment of a process (proc_pid_environ(5)),
+// each element "NAME=value".
+type environment []string
+
+func readEnvironment(pid int) (environment, error) {
+	// execve(2) allows 6 MiB for arguments and environment together.
+	b, err := readProc(pid, "environ", 8<<20)
+	if err != nil {
+		return nil, err
+	}
+	return parseEnvironment(b), nil
+}
+
+func parseEnvironment(b []byte) environment {
+	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
+}
+
+// get returns the value of the first variable of that name, as getenv(3)
+// does, "" where there is none.
+func (e environment) get(name string) string {
+	for _, v := range e {
+		if value, ok := strings.CutPrefix(v, name+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// readArguments reads /proc/PID/cmdline (proc_pid_cmdline(5)).
+func readArguments(pid int) ([]string, error) {
+	b, err := readProc(pid, "cmdline", 8<<20)
+	if err != nil {
+		return nil, err
+	}
+	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00"), nil
+}
+
+// children returns the PIDs of the children of all threads of a process
+// (proc_tid_children(5)). A child that ends meanwhile may hide another one.
+func children(pid int) ([]int, error) {
+	dir := procPath(pid, "task")
+	tasks, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, procError(pid, "task", err)
+	}
+	var pids []int
+	for _, t := range tasks {
+		b, err := readBounded(dir+"/"+t.Name()+"/children", 1<<20)
+		if err != nil {
+			continue // the thread is gone
+		}
+		for _, f := range bytes.Fields(b) {
+			if child, err := strconv.Atoi(string(f)); err == nil {
+				pids = append(pids, child)
+			}
+		}
+	}
+	return pids, nil
+}
+
+func procPath(pid int, name string) string {
+	return "/proc/" + strconv.Itoa(pid) + "/" + name
+}
+
+func readProc(pid int, name string, limit int64) ([]byte, error) {
+	b, err := readBounded(procPath(pid, name), limit)
+	if err != nil {
+		return nil, procError(pid, name, err)
+	}
+	return b, nil
+}
+
+// procError gives one error, ErrNoProcess, to all that the kernel says of a
+// process that is gone: ENOENT from open(2), ESRCH from read(2).
+func procError(pid int, name string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("process %d: %w", pid, ErrNoProcess)
+	}
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		err = path.Err
+	}
+	return fmt.Errorf("read %s: %w", procPath(pid, name), err)
+}
+
+// readBounded reads a whole file of at most limit bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("larger than %d bytes", limit)
+	}
+	return b, err
+}

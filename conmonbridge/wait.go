@@ -1,0 +1,208 @@
+package conmonbridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Handover is notify-mainpid's side of the two files: it waits for the PID in
+// the one and writes what became of it into the other.
+type Handover struct {
+	mainPID, result *os.File
+}
+
+// OpenHandover opens a unit's mainpid file, which must be there, and its
+// result file.
+//
+// The result file stays open until Answer or Close, so that a hook that
+// watches it learns of it too when this process is killed.
+func OpenHandover(mainPIDFile, resultFile string) (*Handover, error) {
+	mainPID, err := openMainPID(mainPIDFile)
+	if err != nil {
+		return nil, err
+	}
+	result, err := openResult(resultFile)
+	if err != nil {
+		mainPID.Close()
+		return nil, err
+	}
+	return &Handover{mainPID, result}, nil
+}
+
+// Close closes both files.
+func (h *Handover) Close() {
+	h.mainPID.Close()
+	h.result.Close()
+}
+
+// ErrNoMainPID says that no PID came, and wraps why.
+var ErrNoMainPID = errors.New("no PID in the mainpid file")
+
+// ErrPodmanEnded says that podman ended without a PID in the mainpid file.
+var ErrPodmanEnded = errors.New("podman has ended")
+
+// MainPID waits until the mainpid file holds a PID, and returns it. It waits
+// no longer than ctx lasts and podman lives, a pidfd (pidfd_open(2)) or -1
+// where nobody knows it. Contents that can be no PID are an error at once.
+func (h *Handover) MainPID(ctx context.Context, podman int) (int, error) {
+	// The link leads to the very file that is open, whatever its name is now.
+	w, err := newWatch(fmt.Sprintf("/proc/self/fd/%d", h.mainPID.Fd()), unix.IN_MODIFY|unix.IN_CLOSE_WRITE)
+	if err != nil {
+		return 0, fmt.Errorf("watch %s: %w", h.mainPID.Name(), err)
+	}
+	defer w.close()
+	for ended := false; ; {
+		pid, err := h.readMainPID()
+		if !errors.Is(err, errIncomplete) {
+			return pid, err
+		}
+		if ended {
+			return 0, fmt.Errorf("%w %s: %w", ErrNoMainPID, h.mainPID.Name(), ErrPodmanEnded)
+		}
+		// What podman wrote before it ended is read once more.
+		if ended, err = w.wait(ctx, podman); err != nil {
+			return 0, fmt.Errorf("%w %s: %w", ErrNoMainPID, h.mainPID.Name(), err)
+		}
+	}
+}
+
+func (h *Handover) readMainPID() (int, error) {
+	b := make([]byte, maxMainPID+1)
+	n, err := h.mainPID.ReadAt(b, 0)
+	if err != nil && err != io.EOF {
+		return 0, fmt.Errorf("read mainpid file: %w", err)
+	}
+	pid, err := parseMainPID(b[:n])
+	if err != nil && !errors.Is(err, errIncomplete) {
+		err = fmt.Errorf("mainpid file %s: %w", h.mainPID.Name(), err)
+	}
+	return pid, err
+}
+
+// Answer writes what became of the PID into the result file, "ok" or
+// "error: …", and closes it: one write(2), one close(2).
+func (h *Handover) Answer(err error) error {
+	text := resultOK
+	if err != nil {
+		text = fmt.Sprintf("%s%.2000s\n", resultError, strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	_, writeErr := h.result.WriteString(text)
+	if closeErr := h.result.Close(); writeErr == nil {
+		writeErr = closeErr
+	}
+	if writeErr != nil {
+		return fmt.Errorf("write result file: %w", writeErr)
+	}
+	return nil
+}
+
+const (
+	resultOK    = "ok\n"
+	resultError = "error: "
+)
+
+// WaitResult waits until notify-mainpid has written its answer into a unit's
+// result file, at most as long as asked. It returns nil for "ok"; else the
+// error is that of notify-mainpid, or says that it ended without an answer.
+func WaitResult(path string, timeout time.Duration) error {
+	w, err := newWatch(path, unix.IN_CLOSE_WRITE|unix.IN_ATTRIB|unix.IN_DELETE_SELF|unix.IN_DONT_FOLLOW)
+	if err != nil {
+		return fmt.Errorf("watch result file %s: %w", path, err)
+	}
+	defer w.close()
+	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, fmt.Errorf("nothing came within %v", timeout))
+	defer cancel()
+	for closed := false; ; closed = true {
+		b, err := readBounded(path, 4096)
+		switch text := string(b); {
+		case err != nil:
+			return fmt.Errorf("read result file: %w", err)
+		case text == resultOK:
+			return nil
+		case strings.HasPrefix(text, resultError) && strings.HasSuffix(text, "\n"):
+			return fmt.Errorf("notify-mainpid: %s", strings.TrimSpace(strings.TrimPrefix(text, resultError)))
+		case closed:
+			return fmt.Errorf("notify-mainpid ended without an answer in %s", path)
+		}
+		if _, err := w.wait(ctx, -1); err != nil {
+			return fmt.Errorf("no answer of notify-mainpid in %s: %w", path, err)
+		}
+	}
+}
+
+// watch waits for changes of one file (inotify(7)).
+type watch struct {
+	inotify int
+}
+
+func newWatch(path string, mask uint32) (*watch, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := unix.InotifyAddWatch(fd, path, mask); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return &watch{fd}, nil
+}
+
+func (w *watch) close() {
+	unix.Close(w.inotify)
+}
+
+// wait returns when the file has changed or, with true, when the process of
+// pidfd has ended (-1: none). The error is the cause of ctx, when that is done.
+func (w *watch) wait(ctx context.Context, pidfd int) (ended bool, err error) {
+	if ctx.Err() != nil { // even while events keep coming
+		return false, context.Cause(ctx)
+	}
+	done, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return false, err
+	}
+	wake := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		unix.Write(done, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+		close(wake)
+	})
+	defer func() {
+		if !stop() {
+			<-wake
+		}
+		unix.Close(done)
+	}()
+	poll := []unix.PollFd{
+		{Fd: int32(w.inotify), Events: unix.POLLIN},
+		{Fd: int32(pidfd), Events: unix.POLLIN},
+		{Fd: int32(done), Events: unix.POLLIN},
+	}
+	for {
+		if _, err := unix.Poll(poll, -1); err != nil && err != unix.EINTR {
+			return false, fmt.Errorf("poll: %w", err)
+		} else if err == nil {
+			break
+		}
+	}
+	if poll[0].Revents != 0 {
+		// What happened does not matter: the file itself is read.
+		events := make([]byte, 4096)
+		for {
+			if n, err := unix.Read(w.inotify, events); err != nil || n == 0 {
+				break
+			}
+		}
+		return false, nil
+	}
+	if poll[1].Revents != 0 {
+		return true, nil
+	}
+	return false, context.Cause(ctx)
+}
