@@ -35,7 +35,7 @@ func Prepare(mainPIDFile, resultFile string, owner int) error {
 func Forget(mainPIDFile, resultFile string) error {
 	var errs []error
 	for _, path := range []string{mainPIDFile, resultFile} {
-		dir, err := openDirectory(filepath.Dir(path), false)
+		dir, err := openParent(path, false)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -54,7 +54,10 @@ func Forget(mainPIDFile, resultFile string) error {
 
 // removeEmpty removes a directory that is empty, and leaves another one alone.
 func removeEmpty(path string) error {
-	parent, err := openDirectory(filepath.Dir(path), false)
+	if path == "/" {
+		return nil
+	}
+	parent, err := openParent(path, false)
 	if err != nil {
 		return err
 	}
@@ -110,7 +113,7 @@ func openMainPID(path string) (*os.File, error) {
 // openIn opens a file in a directory that only root can change: no link is
 // followed and no FIFO, device or lease is waited for.
 func openIn(path string, flags int, mode uint32) (*os.File, error) {
-	dir, err := openDirectory(filepath.Dir(path), false)
+	dir, err := openParent(path, false)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +127,7 @@ func openIn(path string, flags int, mode uint32) (*os.File, error) {
 
 // makeFile makes a new, empty file in the place of whatever had that name.
 func makeFile(path string, mode uint32, owner int) error {
-	dir, err := openDirectory(filepath.Dir(path), true)
+	dir, err := openParent(path, true)
 	if err != nil {
 		return err
 	}
@@ -160,24 +163,24 @@ func unlink(dir int, path string) error {
 	return nil
 }
 
-// openDirectory opens a directory, component by component from the root, and
-// follows no link. Each must belong to root (or to this user) and be writable
-// by nobody else, or have the sticky bit; so what is below stays what it is.
-// With create, directories that are missing are made, with mode 0711.
-func openDirectory(path string, create bool) (int, error) {
-	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
-		return -1, fmt.Errorf("path %s: not absolute or not clean", path)
+// openParent opens the directory of a file, component by component from the
+// root, and follows no link. Each must belong to root (or to this user) and be
+// writable by nobody else, or have the sticky bit; so what is below stays what
+// it is. With create, directories that are missing are made, with mode 0711.
+func openParent(path string, create bool) (int, error) {
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
+		return -1, fmt.Errorf("path %q: is not absolute or not clean", path)
 	}
 	dir, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &fs.PathError{Op: "open", Path: "/", Err: err}
 	}
-	for at := "/"; at != path; {
-		name, _, _ := strings.Cut(strings.TrimPrefix(path[len(at):], "/"), "/")
-		at = filepath.Join(at, name)
+	names := strings.Split(path[1:], "/")
+	for i, name := range names[:len(names)-1] {
 		next, err := openStep(dir, name, create)
 		unix.Close(dir)
 		if err != nil {
+			at := "/" + strings.Join(names[:i+1], "/")
 			return -1, &fs.PathError{Op: "open directory", Path: at, Err: noLink(err)}
 		}
 		dir = next
