@@ -1,0 +1,261 @@
+package sandbox
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// CacheVariable names the environment variable that says where root file
+// systems and the disks of machines are kept.
+const CacheVariable = "OCI_MAINPID_CACHE"
+
+const defaultCache = "/var/cache/oci-mainpid-sandbox"
+
+// cacheDir returns the cache directory, as an absolute path.
+func cacheDir() (string, error) {
+	dir := os.Getenv(CacheVariable)
+	if dir == "" {
+		return defaultCache, nil
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", CacheVariable, err)
+	}
+	if strings.ContainsAny(abs, `:,\`) {
+		return "", fmt.Errorf("%s: %s: overlayfs takes no path with a colon, a comma or a backslash", CacheVariable, abs)
+	}
+	return abs, nil
+}
+
+// Build makes the suite's root file system in the cache, unless it is there
+// already. It installs the host programs that it needs and that are missing,
+// and returns when another process that builds the same one is done. Lines of
+// progress go to progress, which may be nil.
+func Build(ctx context.Context, suite Suite, progress io.Writer) error {
+	_, err := build(ctx, suite, progress)
+	return err
+}
+
+// build is Build; it returns the path of the root file system.
+func build(ctx context.Context, suite Suite, progress io.Writer) (string, error) {
+	if err := suite.check(); err != nil {
+		return "", err
+	}
+	if os.Geteuid() != 0 {
+		return "", ErrNotRoot
+	}
+	log := newReport(progress, string(suite))
+	cache, err := cacheDir()
+	if err != nil {
+		return "", err
+	}
+	key, err := suite.key()
+	if err != nil {
+		return "", err
+	}
+	root := filepath.Join(cache, "roots", key)
+	if isDir(root) {
+		return root, nil
+	}
+	if err := prepareHost(ctx, toBuild, log); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(root), 0o755); err != nil {
+		return "", fmt.Errorf("make the cache: %w", err)
+	}
+	unlock, err := lock(ctx, root+".lock", func() { log.printf("waiting for another process to build %s", key) })
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if isDir(root) {
+		return root, nil
+	}
+
+	partial := root + ".partial"
+	if err := removeTree(partial); err != nil {
+		return "", fmt.Errorf("remove what an interrupted build left: %w", err)
+	}
+	if err := install(ctx, suite, partial, log); err != nil {
+		return "", errors.Join(err, removeTree(partial))
+	}
+	log.printf("customising")
+	if err := customise(ctx, suite, partial); err != nil {
+		return "", errors.Join(fmt.Errorf("customise %s: %w", suite, err), removeTree(partial))
+	}
+	if err := os.Rename(partial, root); err != nil {
+		return "", fmt.Errorf("put %s into the cache: %w", suite, err)
+	}
+	n, err := countPackages(root)
+	if err != nil {
+		return "", err
+	}
+	log.printf("done, %d packages", n)
+	return root, nil
+}
+
+// install fills dir with the suite's packages. See mmdebstrap(1).
+func install(ctx context.Context, suite Suite, dir string, log *report) error {
+	cmd := exec.CommandContext(ctx, "mmdebstrap",
+		"--mode=root", "--variant=apt", "--format=directory",
+		// The index of a testing suite can be past its date.
+		`--aptopt=Acquire::Check-Valid-Until "false"`,
+		"--dpkgopt=path-exclude=/usr/share/man/*",
+		"--dpkgopt=path-exclude=/usr/share/doc/*",
+		"--dpkgopt=path-exclude=/usr/share/locale/*",
+		"--include="+strings.Join(suite.packages(), ","),
+		string(suite), dir)
+	// What mmdebstrap mounts in dir goes away with it, however it ends.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = w, w
+	var last tail
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		s := bufio.NewScanner(r)
+		for s.Scan() {
+			last.add(s.Text())
+			if step, ok := strings.CutPrefix(s.Text(), "I: "); ok {
+				log.printf("%s", step)
+			}
+		}
+		io.Copy(io.Discard, r)
+	}()
+	log.printf("installing %d packages and what they need", len(suite.packages()))
+	err := cmd.Run()
+	w.Close()
+	<-copied
+	if err != nil {
+		return fmt.Errorf("mmdebstrap %s: %w\n%s", suite, err, last.String())
+	}
+	return nil
+}
+
+// customise turns a freshly installed root file system into a machine's.
+func customise(ctx context.Context, suite Suite, root string) error {
+	if err := writeImage(suite, root); err != nil {
+		return err
+	}
+	units := filepath.Join(root, "etc/systemd/system")
+	if err := os.MkdirAll(units, 0o755); err != nil {
+		return err
+	}
+	for _, u := range masked {
+		if err := symlink("/dev/null", filepath.Join(units, u)); err != nil {
+			return err
+		}
+	}
+	if err := symlink("/usr/lib/systemd/system/multi-user.target", filepath.Join(units, "default.target")); err != nil {
+		return err
+	}
+	for _, dir := range diskDirs {
+		if err := os.MkdirAll(filepath.Join(root, dir.path), dir.mode); err != nil {
+			return err
+		}
+	}
+	applets, err := exec.CommandContext(ctx, "chroot", root, "/bin/busybox", "--list").Output()
+	if err != nil {
+		return fmt.Errorf("list the applets of busybox: %w", err)
+	}
+	path := filepath.Join(root, BusyboxTar)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	var tar bytes.Buffer
+	if err := writeBusyboxTar(&tar, filepath.Join(root, "usr/bin/busybox"), strings.Fields(string(applets))); err != nil {
+		return err
+	}
+	return os.WriteFile(path, tar.Bytes(), 0o644)
+}
+
+// writeImage lays the files of image over root, and has every unit among them
+// started early in the boot.
+func writeImage(suite Suite, root string) error {
+	const units = "usr/lib/systemd/system/"
+	return suite.walkImage(func(path string, data []byte) error {
+		dest := filepath.Join(root, path)
+		if err := os.MkdirAll(filepath.Dir(dest), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(dest, data, 0o644); err != nil {
+			return err
+		}
+		unit, ok := strings.CutPrefix(path, units)
+		if !ok {
+			return nil
+		}
+		wants := filepath.Join(root, "etc/systemd/system/sysinit.target.wants")
+		if err := os.MkdirAll(wants, 0o755); err != nil {
+			return err
+		}
+		return symlink("/"+path, filepath.Join(wants, unit))
+	})
+}
+
+// symlink makes a symbolic link, in place of whatever is there.
+func symlink(target, path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Symlink(target, path)
+}
+
+// countPackages returns how many packages are installed in root.
+func countPackages(root string) (int, error) {
+	status, err := os.ReadFile(filepath.Join(root, "var/lib/dpkg/status"))
+	if err != nil {
+		return 0, err
+	}
+	return bytes.Count(status, []byte("\nStatus: install ok installed\n")), nil
+}
+
+func isDir(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.IsDir()
+}
+
+// A report writes lines of progress with the seconds since it was made.
+type report struct {
+	w     io.Writer
+	name  string
+	start time.Time
+}
+
+func newReport(w io.Writer, name string) *report {
+	if w == nil {
+		w = io.Discard
+	}
+	return &report{w: w, name: name, start: time.Now()}
+}
+
+func (r *report) printf(format string, args ...any) {
+	fmt.Fprintf(r.w, "%s %5.1fs  %s\n", r.name, time.Since(r.start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// A tail keeps the last lines of an output, for an error message.
+type tail struct{ lines []string }
+
+func (t *tail) add(line string) {
+	const most = 20
+	t.lines = append(t.lines, line)
+	if len(t.lines) > most {
+		t.lines = t.lines[1:]
+	}
+}
+
+func (t *tail) String() string { return strings.Join(t.lines, "\n") }
