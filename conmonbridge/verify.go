@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -212,9 +211,12 @@ func (c *Claim) verifyContainer(Expected) error {
 	return errors.New("has no container (no child that lives)")
 }
 
-// serviceContainer is the name that podman-kube-play(1) gives the container
-// that stands for all of its pods.
-var serviceContainer = regexp.MustCompile(`^[0-9a-f]{12}-service$`)
+// isServiceContainer tells the name that podman-kube-play(1) gives the
+// container that stands for all of its pods: 12 hexadecimal digits, "-service".
+func isServiceContainer(name string) bool {
+	digits, ok := strings.CutSuffix(name, "-service")
+	return ok && len(digits) == 12 && strings.Trim(digits, "0123456789abcdef") == ""
+}
 
 // verifyServiceContainer: its container is the service container, by the name
 // that podman gave conmon(8).
@@ -225,7 +227,7 @@ func (c *Claim) verifyServiceContainer(Expected) error {
 	}
 	for i, arg := range args {
 		if arg == "-n" && i+1 < len(args) {
-			if serviceContainer.MatchString(args[i+1]) {
+			if isServiceContainer(args[i+1]) {
 				return nil
 			}
 			return fmt.Errorf("is of container %.64q, not of the kube unit's service container", args[i+1])

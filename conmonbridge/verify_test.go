@@ -39,6 +39,7 @@ func TestVerify(t *testing.T) {
 		{"a container that has ended", conmontest.Options{UID: web, Env: env, Below: []string{"zombie"}}, RequireConmon, "has no container"},
 		{"service container of a kube unit", conmontest.Options{UID: web, Env: env, Args: kube}, RequireKube, ""},
 		{"another container of a kube unit", conmontest.Options{UID: web, Env: env, Args: []string{"-n", "web-pod-web"}}, RequireKube, `container "web-pod-web"`},
+		{"a name of a kube unit's own that looks alike", conmontest.Options{UID: web, Env: env, Args: []string{"-n", "0123456789aX-service"}}, RequireKube, "not of the kube unit's service container"},
 		{"no container's name", conmontest.Options{UID: web, Env: env, Args: []string{"-n"}}, RequireKube, "names no container"},
 		{"any process of the user", conmontest.Options{UID: web, Below: []string{}}, RequireUser, ""},
 		{"any process of another user", conmontest.Options{UID: mallory, Below: []string{}}, RequireUser, "runs as UID 4712"},

@@ -123,7 +123,7 @@ func WaitResult(path string, timeout time.Duration) error {
 		b, err := readBounded(path, 4096)
 		switch text := string(b); {
 		case err != nil:
-			return fmt.Errorf("read result file: %w", err)
+			return fmt.Errorf("result file: %w", err)
 		case text == resultOK:
 			return nil
 		case strings.HasPrefix(text, resultError) && strings.HasSuffix(text, "\n"):
