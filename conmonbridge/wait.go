@@ -45,8 +45,9 @@ func (h *Handover) Close() {
 // ErrNoMainPID says that no PID came, and wraps why.
 var ErrNoMainPID = errors.New("no PID in the mainpid file")
 
-// ErrPodmanEnded says that podman ended without a PID in the mainpid file.
-var ErrPodmanEnded = errors.New("podman has ended")
+// ErrPodmanEnded says that podman, or the conmon that systemd took from it
+// already, ended without a PID in the mainpid file.
+var ErrPodmanEnded = errors.New("podman or its container has ended")
 
 // MainPID waits until the mainpid file holds a PID, and returns it. It waits
 // no longer than ctx lasts and podman lives, a pidfd (pidfd_open(2)) or -1

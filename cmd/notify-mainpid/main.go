@@ -81,6 +81,9 @@ func main() {
 		fmt.Print(usage)
 		return
 	}
+	if err == nil && c.action == "" {
+		err = harden()
+	}
 	if err == nil {
 		err = run(c)
 	}

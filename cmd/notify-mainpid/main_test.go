@@ -213,7 +213,7 @@ func TestNothingIsSent(t *testing.T) {
 		{"a PID that no process has", func(t *testing.T, c *config) { write(t, c.mainPIDFile, "4194303\n") }, exitRefused, "no such process"},
 		{"what is no PID", func(t *testing.T, c *config) { write(t, c.mainPIDFile, "conmon\n") }, exitRefused, "is no PID"},
 		{"no PID", func(t *testing.T, c *config) { c.timeout = 30 * time.Millisecond }, exitNoPID, "nothing came within 30ms"},
-		{"podman has ended", func(t *testing.T, c *config) { t.Setenv("MAINPID", "4194303") }, exitNoPID, "podman has ended"},
+		{"podman has ended", func(t *testing.T, c *config) { t.Setenv("MAINPID", "4194303") }, exitNoPID, "podman or its container has ended"},
 		{"INVOCATION_ID unset", func(t *testing.T, c *config) { t.Setenv("INVOCATION_ID", "") }, exitRefused, "INVOCATION_ID is not set"},
 		{"unknown user", func(t *testing.T, c *config) { c.user = "nobody-of-that-name" }, exitRefused, "user nobody-of-that-name: "},
 		{"user of the largest UID, which is none", func(t *testing.T, c *config) { c.user = "4294967295" }, exitRefused, "user 4294967295: "},
