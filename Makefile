@@ -49,7 +49,8 @@ uninstall:
 		$(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator \
 		$(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf
 	for page in $(MANPAGES); do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/} || exit; done
-	[ ! -d $(DESTDIR)$(LIBEXECDIR)/oci-mainpid ] || rmdir $(DESTDIR)$(LIBEXECDIR)/oci-mainpid
+	for dir in $(LIBEXECDIR)/oci-mainpid $(HOOK_BIN_DIR) $(dir $(HOOK_BIN_DIR)) $(HOOK_DIR) $(dir $(HOOK_DIR)); do \
+		[ ! -d $(DESTDIR)$$dir ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$dir || exit; done
 
 # Throw-away machines (sandbox/) need root.
 demo: build man

@@ -50,6 +50,26 @@ func (u Unit) OpenMainPIDFile() (*os.File, error) {
 	return nil, fmt.Errorf("open %s: %w, and no descriptor of it in podman or conmon (is it the unit's OpenFile=?)", u.MainPIDFile, openErr)
 }
 
+// Stderr returns where errors of this process are read: its standard error or,
+// if that is /dev/null, its parent's. crun gives /dev/null to hooks; its own is
+// podman's, which leads to the journal of the unit.
+func Stderr() *os.File {
+	var own, null unix.Stat_t
+	if unix.Fstat(2, &own) != nil || unix.Stat(os.DevNull, &null) != nil || own.Rdev != null.Rdev || own.Mode != null.Mode {
+		return os.Stderr
+	}
+	pidfd, err := unix.PidfdOpen(os.Getppid(), 0)
+	if err != nil {
+		return os.Stderr
+	}
+	defer unix.Close(pidfd)
+	fd, err := unix.PidfdGetfd(pidfd, 2, 0)
+	if err != nil {
+		return os.Stderr
+	}
+	return os.NewFile(uintptr(fd), "standard error of the parent")
+}
+
 // openRegular opens a regular file for writing, follows no link and blocks on
 // nothing.
 func openRegular(path string) (*os.File, error) {

@@ -2,6 +2,7 @@ package conmonbridge
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -138,5 +139,25 @@ func TestDescriptorOf(t *testing.T) {
 	}
 	if _, err := copyDescriptor(reader.PID, 99); err == nil {
 		t.Error("copied a descriptor that is not there")
+	}
+}
+
+// TestStderr is a hook that crun runs: its parent's standard error is read,
+// its own is not.
+func TestStderr(t *testing.T) {
+	if os.Getenv("CONMONBRIDGE_STDERR") != "" {
+		Stderr().WriteString("read me\n")
+		return
+	}
+	for name, redirect := range map[string]string{"its own": "", "its parent's": "2>/dev/null"} {
+		t.Run(name, func(t *testing.T) {
+			crun := exec.Command("sh", "-c", `(exec "$0" -test.run='^TestStderr$' >/dev/null `+redirect+`); exit 0`, os.Args[0])
+			crun.Env = append(os.Environ(), "CONMONBRIDGE_STDERR=1")
+			var stderr strings.Builder
+			crun.Stderr = &stderr
+			if err := crun.Run(); err != nil || stderr.String() != "read me\n" {
+				t.Errorf("got %q, %v", stderr.String(), err)
+			}
+		})
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -27,6 +28,16 @@ const (
 	// it: from the PID's arrival, notify-mainpid answers within milliseconds.
 	ResultTimeout = 30 * time.Second
 )
+
+// Main runs the hook as a program, with the state on standard input, and
+// returns its exit status: 0 or, with a line on standard error, 1.
+func Main() int {
+	if err := Run(os.Stdin); err != nil {
+		fmt.Fprintf(conmonbridge.Stderr(), "oci-mainpid-hook: %v\n", err)
+		return 1
+	}
+	return 0
+}
 
 // Run does what the hook does for the container whose state is read from
 // stdin ("State" in the OCI runtime specification, runtime.md). It returns nil
