@@ -55,6 +55,10 @@ and writes what became of it into RESULTFILE.
 See notify-mainpid(8).
 `
 
+// managerTimeout is how long systemd, which answers within milliseconds unless
+// it is very busy, may take: less than the hook waits (hook.ResultTimeout).
+var managerTimeout = 20 * time.Second
+
 // config is what the command line says.
 type config struct {
 	user        string
@@ -223,10 +227,12 @@ func notify(c config, handover *conmonbridge.Handover) error {
 	if err != nil {
 		return fmt.Errorf("process %d: %w", pid, err)
 	}
-	if err := manager.Send(context.Background(), message...); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), managerTimeout)
+	defer cancel()
+	if err := manager.Send(ctx, message...); err != nil {
 		return failure{exitManager, err}
 	}
-	if err := manager.Barrier(context.Background()); err != nil {
+	if err := manager.Barrier(ctx); err != nil {
 		return failure{exitManager, err}
 	}
 	// A systemd that does not know MAINPIDFDID= (before 257) went by the PID
