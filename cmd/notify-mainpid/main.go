@@ -47,7 +47,8 @@ and writes what became of it into RESULTFILE.
                     process of the user
   --conmon=PATH     where conmon is, if podman does not find it where it looks
                     by itself
-  --unit=NAME       the unit's name, for messages
+  --unit=NAME       the unit that runs this, for messages, and to check that the
+                    environment is as systemd set it; not when run by hand
   --prepare         make both files anew, and do nothing else
   --forget          remove both files, and do nothing else
   --help            print this
@@ -200,6 +201,11 @@ func notify(c config, handover *conmonbridge.Handover) error {
 		return failure{exitManager, err}
 	}
 	invocation := os.Getenv("INVOCATION_ID")
+	if c.unit != "" {
+		if err := checkEnvironment(c.unit, invocation); err != nil {
+			return err
+		}
+	}
 	if invocation == "" && c.require != conmonbridge.RequireUser {
 		return errors.New("INVOCATION_ID is not set: nothing tells this start of the unit from another one")
 	}
@@ -238,6 +244,29 @@ func notify(c config, handover *conmonbridge.Handover) error {
 	// A systemd that does not know MAINPIDFDID= (before 257) went by the PID
 	// alone. While the process lives, that PID is no other's.
 	return claim.Alive()
+}
+
+// systemd's notification socket, and where it tells each unit's invocation ID.
+const (
+	managerSocket  = "/run/systemd/notify"
+	invocationLink = "/run/systemd/units/invocation:"
+)
+
+// checkEnvironment checks what systemd has set for a unit, because files of
+// EnvironmentFile= override that (systemd.exec(5)), and may be the user's.
+func checkEnvironment(unit, invocation string) error {
+	const hint = "does an EnvironmentFile= of the unit set it?"
+	if socket := os.Getenv("NOTIFY_SOCKET"); socket != managerSocket {
+		return fmt.Errorf("refused: NOTIFY_SOCKET=%.100s is not systemd's %s; %s", socket, managerSocket, hint)
+	}
+	id, err := os.Readlink(invocationLink + unit)
+	if err != nil {
+		return fmt.Errorf("invocation ID of the unit: %w", err)
+	}
+	if id != invocation {
+		return fmt.Errorf("refused: INVOCATION_ID=%.64s is not that of this start, %s; %s", invocation, id, hint)
+	}
+	return nil
 }
 
 // wait waits for the PID as long as the command line says, and no longer than

@@ -138,7 +138,7 @@ func prepared(t *testing.T) config {
 	t.Setenv("INVOCATION_ID", invocation)
 	t.Setenv("MAINPID", "")
 	dir := filepath.Join(t.TempDir(), "web.service")
-	c, err := parse([]string{"--user=" + strconv.Itoa(os.Getuid()), "--unit=web.service", filepath.Join(dir, "mainpid"), filepath.Join(dir, "result")})
+	c, err := parse([]string{"--user=" + strconv.Itoa(os.Getuid()), filepath.Join(dir, "mainpid"), filepath.Join(dir, "result")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,6 +216,7 @@ func TestNothingIsSent(t *testing.T) {
 		{"podman has ended", func(t *testing.T, c *config) { t.Setenv("MAINPID", "4194303") }, exitNoPID, "podman or its container has ended"},
 		{"INVOCATION_ID unset", func(t *testing.T, c *config) { t.Setenv("INVOCATION_ID", "") }, exitRefused, "INVOCATION_ID is not set"},
 		{"unknown user", func(t *testing.T, c *config) { c.user = "nobody-of-that-name" }, exitRefused, "user nobody-of-that-name: "},
+		{"a unit whose NOTIFY_SOCKET is not systemd's", func(t *testing.T, c *config) { c.unit = "web.service" }, exitRefused, "refused: NOTIFY_SOCKET="},
 		{"user of the largest UID, which is none", func(t *testing.T, c *config) { c.user = "4294967295" }, exitRefused, "user 4294967295: "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
