@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -106,8 +107,11 @@ func listenDescriptor(env environment) int {
 }
 
 func (u Unit) String() string {
-	if u.Name != "" {
+	switch {
+	case u.Name != "":
 		return u.Name
+	case u.MainPIDFile != "": // podman names Quadlet's units alone
+		return filepath.Base(filepath.Dir(u.MainPIDFile))
 	}
 	return "unit of process " + strconv.Itoa(u.conmon)
 }

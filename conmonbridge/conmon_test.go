@@ -52,6 +52,7 @@ func TestUnitOf(t *testing.T) {
 	}{
 		{"ours by name", []string{"OCI_MAINPID_FILE=/run/x", "PODMAN_SYSTEMD_UNIT=web.service"}, true, "web.service"},
 		{"ours by descriptor", []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=mainpidfile", "PODMAN_SYSTEMD_UNIT=web.service"}, true, "web.service"},
+		{"ours, hand-written", []string{"OCI_MAINPID_FILE=/run/oci-mainpid/web.service/mainpid"}, true, "web.service"},
 		{"not ours", []string{"PODMAN_SYSTEMD_UNIT=web.service", "LISTEN_FDS=1", "LISTEN_FDNAMES=web"}, false, "web.service"},
 		{"result file alone", []string{"OCI_MAINPID_RESULT=/run/x", "PODMAN_SYSTEMD_UNIT=web.service"}, false, "web.service"},
 	} {
