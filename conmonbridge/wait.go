@@ -16,6 +16,7 @@ import (
 // the one and writes what became of it into the other.
 type Handover struct {
 	mainPID, result *os.File
+	watch           *watch
 }
 
 // OpenHandover opens a unit's mainpid file, which must be there, and its
@@ -33,13 +34,21 @@ func OpenHandover(mainPIDFile, resultFile string) (*Handover, error) {
 		mainPID.Close()
 		return nil, err
 	}
-	return &Handover{mainPID, result}, nil
+	// The link leads to the very file that is open, whatever its name is now.
+	watch, err := newWatch(fmt.Sprintf("/proc/self/fd/%d", mainPID.Fd()), unix.IN_MODIFY|unix.IN_CLOSE_WRITE)
+	if err != nil {
+		mainPID.Close()
+		result.Close()
+		return nil, fmt.Errorf("watch %s: %w", mainPIDFile, err)
+	}
+	return &Handover{mainPID, result, watch}, nil
 }
 
 // Close closes both files.
 func (h *Handover) Close() {
 	h.mainPID.Close()
 	h.result.Close()
+	h.watch.close()
 }
 
 // ErrNoMainPID says that no PID came, and wraps why.
@@ -53,23 +62,25 @@ var ErrPodmanEnded = errors.New("podman or its container has ended")
 // no longer than ctx lasts and podman lives, a pidfd (pidfd_open(2)) or -1
 // where nobody knows it. Contents that can be no PID are an error at once.
 func (h *Handover) MainPID(ctx context.Context, podman int) (int, error) {
-	// The link leads to the very file that is open, whatever its name is now.
-	w, err := newWatch(fmt.Sprintf("/proc/self/fd/%d", h.mainPID.Fd()), unix.IN_MODIFY|unix.IN_CLOSE_WRITE)
-	if err != nil {
-		return 0, fmt.Errorf("watch %s: %w", h.mainPID.Name(), err)
-	}
-	defer w.close()
-	for ended := false; ; {
+	for armed, ended := false, false; ; {
 		pid, err := h.readMainPID()
-		if !errors.Is(err, errIncomplete) {
+		switch {
+		case !errors.Is(err, errIncomplete):
 			return pid, err
-		}
-		if ended {
+		case ended:
 			return 0, fmt.Errorf("%w %s: %w", ErrNoMainPID, h.mainPID.Name(), ErrPodmanEnded)
-		}
-		// What podman wrote before it ended is read once more.
-		if ended, err = w.wait(ctx, podman); err != nil {
-			return 0, fmt.Errorf("%w %s: %w", ErrNoMainPID, h.mainPID.Name(), err)
+		case !armed:
+			// What comes before this is read once more.
+			if err := h.watch.arm(); err != nil {
+				return 0, fmt.Errorf("watch %s: %w", h.mainPID.Name(), err)
+			}
+			armed = true
+		default:
+			// So is what podman wrote before it ended.
+			if ended, err = h.watch.wait(ctx, podman); err != nil {
+				return 0, fmt.Errorf("%w %s: %w", ErrNoMainPID, h.mainPID.Name(), err)
+			}
+			armed = false
 		}
 	}
 }
@@ -114,10 +125,13 @@ const (
 // error is that of notify-mainpid, or says that it ended without an answer.
 func WaitResult(path string, timeout time.Duration) error {
 	w, err := newWatch(path, unix.IN_CLOSE_WRITE|unix.IN_ATTRIB|unix.IN_DELETE_SELF|unix.IN_DONT_FOLLOW)
+	if err == nil {
+		defer w.close()
+		err = w.arm()
+	}
 	if err != nil {
 		return fmt.Errorf("watch result file %s: %w", path, err)
 	}
-	defer w.close()
 	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, fmt.Errorf("nothing came within %v", timeout))
 	defer cancel()
 	for closed := false; ; closed = true {
@@ -138,9 +152,13 @@ func WaitResult(path string, timeout time.Duration) error {
 	}
 }
 
-// watch waits for changes of one file (inotify(7)).
+// watch waits for a change of one file (inotify(7)). Once that has come it does
+// not watch any more until it is armed again: to close an inotify descriptor
+// that still watches takes the kernel 10 ms and more, for which podman would wait.
 type watch struct {
 	inotify int
+	path    string
+	mask    uint32
 }
 
 func newWatch(path string, mask uint32) (*watch, error) {
@@ -148,11 +166,12 @@ func newWatch(path string, mask uint32) (*watch, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := unix.InotifyAddWatch(fd, path, mask); err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	return &watch{fd}, nil
+	return &watch{fd, path, mask}, nil
+}
+
+func (w *watch) arm() error {
+	_, err := unix.InotifyAddWatch(w.inotify, w.path, w.mask|unix.IN_ONESHOT)
+	return err
 }
 
 func (w *watch) close() {

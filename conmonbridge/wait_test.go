@@ -158,16 +158,19 @@ func TestAnswer(t *testing.T) {
 			go func() { waiter <- WaitResult(result, 10*time.Second) }()
 			time.Sleep(20 * time.Millisecond)
 
-			w, err := newWatch(result, unix.IN_CLOSE_WRITE)
+			inotify, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer w.close()
+			defer unix.Close(inotify)
+			if _, err := unix.InotifyAddWatch(inotify, result, unix.IN_CLOSE_WRITE); err != nil {
+				t.Fatal(err)
+			}
 			if err := h.Answer(c.answer); err != nil {
 				t.Fatal(err)
 			}
 			events := make([]byte, 4096)
-			if n, err := unix.Read(w.inotify, events); n != unix.SizeofInotifyEvent || err != nil {
+			if n, err := unix.Read(inotify, events); n != unix.SizeofInotifyEvent || err != nil {
 				t.Errorf("a watcher sees %d bytes of events, %v; want one event of %d", n, err, unix.SizeofInotifyEvent)
 			}
 			if b, err := os.ReadFile(result); string(b) != c.want {

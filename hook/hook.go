@@ -12,9 +12,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
-
-	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"oci-mainpid-hook/conmonbridge"
 )
@@ -49,7 +48,7 @@ func Run(stdin io.Reader) error {
 		return fmt.Errorf("container state on standard input: %w", err)
 	}
 	// runc runs poststart hooks when the container is merely created.
-	if state.Status != specs.StateRunning && state.Status != specs.StateCreated {
+	if state.Status != "running" && state.Status != "created" {
 		return nil
 	}
 	if state.Pid <= 1 {
@@ -100,17 +99,31 @@ func deliver(unit conmonbridge.Unit, conmon int) error {
 	return conmonbridge.WaitResult(unit.ResultFile, ResultTimeout)
 }
 
+// containerState is what the hook needs of specs.State of the runtime
+// specification, whose package would cost every container on the machine.
+type containerState struct {
+	ID     string `json:"id"`
+	Status string `json:"status"`
+	Pid    int    `json:"pid"`
+}
+
 // readState reads one JSON object and nothing behind it.
-func readState(r io.Reader) (specs.State, error) {
-	var state specs.State
-	b, err := io.ReadAll(io.LimitReader(r, maxState+1))
-	switch {
-	case err != nil:
-		return state, err
-	case len(b) == 0:
-		return state, errors.New("is empty")
-	case len(b) > maxState:
-		return state, fmt.Errorf("is larger than %d bytes", maxState)
+func readState(r io.Reader) (containerState, error) {
+	var state containerState
+	b := make([]byte, 0, 8192)
+	for {
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		switch {
+		case len(b) > maxState:
+			return state, fmt.Errorf("is larger than %d bytes", maxState)
+		case err == io.EOF && len(b) == 0:
+			return state, errors.New("is empty")
+		case err == io.EOF:
+			return state, json.Unmarshal(b, &state)
+		case err != nil:
+			return state, err
+		}
+		b = slices.Grow(b, 1)
 	}
-	return state, json.Unmarshal(b, &state)
 }

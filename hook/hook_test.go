@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"oci-mainpid-hook/internal/conmontest"
 )
 
@@ -18,9 +20,16 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// state is the container's state as crun writes it.
-func state(pid int, status string) string {
-	return fmt.Sprintf(`{"ociVersion":"1.0","id":"97b9f30d24ab","pid":%d,"root":"/x/merged","bundle":"/x/userdata","status":%q,"annotations":{"io.container.manager":"libpod"}}`+"\n", pid, status)
+// state is the container's state as the runtime specification has it.
+func state(pid int, status specs.ContainerState) string {
+	b, err := json.Marshal(specs.State{
+		Version: specs.Version, ID: "97b9f30d24ab", Status: status, Pid: pid, Bundle: "/x/userdata",
+		Annotations: map[string]string{"io.container.manager": "libpod"},
+	})
+	if err != nil {
+		panic(err)
+	}
+	return string(b) + "\n"
 }
 
 func TestMalformedState(t *testing.T) {
@@ -91,11 +100,12 @@ func unit(t *testing.T, below []string, env ...string) (file string, c conmontes
 
 func TestDeliver(t *testing.T) {
 	for _, c := range []struct {
-		name, status string
-		below        []string
+		name   string
+		status specs.ContainerState
+		below  []string
 	}{
-		{"crun, which runs the hook behind the start", "running", []string{"container"}},
-		{"runc, which runs it before", "created", []string{"runtime", "container"}},
+		{"crun, which runs the hook behind the start", specs.StateRunning, []string{"container"}},
+		{"runc, which runs it before", specs.StateCreated, []string{"runtime", "container"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			file, conmon := unit(t, c.below)
