@@ -1,0 +1,365 @@
+//go:build e2e
+
+// Package e2e tests the installed product on real systemd and podman: each case
+// on a throw-away machine of each stack, see package sandbox. It needs root.
+//
+//	go test -tags e2e ./test/e2e -stacks=trixie -run TestMainPID
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"oci-mainpid-hook/sandbox"
+)
+
+// stacksVariable names the environment variable that has the default of -stacks.
+const stacksVariable = "OCI_MAINPID_STACKS"
+
+var (
+	stackNames = flag.String("stacks", defaultStacks(), "comma-separated `SUITES` of Debian to test on; by default $"+stacksVariable)
+	keep       = flag.Bool("keep", false, "leave the machines running, for a look around")
+)
+
+func defaultStacks() string {
+	if names := os.Getenv(stacksVariable); names != "" {
+		return names
+	}
+	return string(sandbox.Trixie + "," + sandbox.Forky)
+}
+
+// interrupted ends with the first interrupt: the commands in the machines fail,
+// so that the tests end and the machines are powered off.
+var interrupted, stop = signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	status := m.Run()
+	stop()
+	for _, s := range stacks() {
+		if err := s.end(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			status = max(status, 1)
+		}
+	}
+	os.Exit(status)
+}
+
+// stack is what one of Debian's suites makes of the product. All cases share
+// its machine, which boots for the first of them.
+type stack struct {
+	suite sandbox.Suite
+	once  sync.Once
+	box   *sandbox.Machine
+	err   error
+}
+
+var stacks = sync.OnceValue(func() []*stack {
+	var all []*stack
+	for _, name := range strings.Split(*stackNames, ",") {
+		all = append(all, &stack{suite: sandbox.Suite(strings.TrimSpace(name))})
+	}
+	return all
+})
+
+func (s *stack) machine() (*sandbox.Machine, error) {
+	s.once.Do(func() {
+		var progress bytes.Buffer
+		if s.box, s.err = sandbox.Boot(interrupted, sandbox.Config{Suite: s.suite, Progress: &progress}); s.err == nil {
+			s.err = install(s.box)
+		} else {
+			s.err = fmt.Errorf("%w\n%s", s.err, &progress)
+		}
+	})
+	return s.box, s.err
+}
+
+func (s *stack) end() error {
+	if s.box == nil {
+		return nil
+	}
+	if *keep {
+		fmt.Println("still running:", s.box.Name)
+		return nil
+	}
+	return s.box.PowerOff(context.Background())
+}
+
+// makeMutex: two machines, one directory that the Makefile builds in.
+var makeMutex sync.Mutex
+
+// runMake runs a target of the Makefile for a directory that stands for the
+// root of another system.
+func runMake(target, destdir string) error {
+	if !filepath.IsAbs(destdir) || filepath.Clean(destdir) == "/" {
+		return fmt.Errorf("make %s DESTDIR=%q: would change this machine", target, destdir)
+	}
+	makeMutex.Lock()
+	defer makeMutex.Unlock()
+	cmd := exec.Command("make", "--directory=../..", target, "DESTDIR="+destdir, "PREFIX=/usr")
+	// These tests are run by make themselves; its flags are not for this one.
+	cmd.Env = append(os.Environ(), "MAKEFLAGS=", "MAKELEVEL=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("make %s DESTDIR=%s: %w\n%s", target, destdir, err, out)
+	}
+	return nil
+}
+
+func install(box *sandbox.Machine) error {
+	return errors.Join(runMake("install", box.Root()), installGuest(box.Root()))
+}
+
+// onStacks runs a test on each stack's machine, on all stacks at once.
+func onStacks(t *testing.T, test func(m machine)) {
+	for _, s := range stacks() {
+		t.Run(string(s.suite), func(t *testing.T) {
+			t.Parallel()
+			box, err := s.machine()
+			if err != nil {
+				t.Fatal(err)
+			}
+			test(machine{t, box})
+		})
+	}
+}
+
+// onFreshMachines is onStacks for a test that changes its machine for good. The
+// machine has not got the product.
+func onFreshMachines(t *testing.T, test func(m machine)) {
+	for _, s := range stacks() {
+		t.Run(string(s.suite), func(t *testing.T) {
+			t.Parallel()
+			box, err := sandbox.Boot(interrupted, sandbox.Config{Suite: s.suite})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := box.PowerOff(context.Background()); err != nil {
+					t.Error(err)
+				}
+			})
+			test(machine{t, box})
+		})
+	}
+}
+
+// machine is a machine in the hands of one test.
+type machine struct {
+	t   *testing.T
+	box *sandbox.Machine
+}
+
+// subtest runs a case of the test.
+func (m machine) subtest(name string, test func(m machine)) {
+	m.t.Helper()
+	m.t.Run(name, func(t *testing.T) { test(machine{t, m.box}) })
+}
+
+// result is what became of a command.
+type result struct {
+	command        []string
+	stdout, stderr string
+	status         int // 128 and the number of the signal that ended it, as for a shell
+}
+
+func (r result) String() string {
+	return fmt.Sprintf("%q: exit status %d\nstdout: %s\nstderr: %s", r.command, r.status, r.stdout, r.stderr)
+}
+
+// commandTimeout bounds every command in a machine. The longest that is meant
+// to be is the start of a unit that waits for its hook.
+const commandTimeout = 2 * time.Minute
+
+// try runs a command as root, which may fail.
+func (m machine) try(args ...string) result {
+	m.t.Helper()
+	return m.feed("", args...)
+}
+
+// feed is try with standard input.
+func (m machine) feed(stdin string, args ...string) result {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(interrupted, commandTimeout)
+	defer cancel()
+	cmd := m.box.Command(ctx, args[0], args[1:]...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	err := cmd.Run()
+	// A reader that does not want all of its input is no failure.
+	if errors.Is(err, syscall.EPIPE) {
+		err = nil
+	}
+	r := result{command: args, stdout: strings.TrimSpace(stdout.String()), stderr: strings.TrimSpace(stderr.String())}
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		m.t.Fatalf("%q: %v\n%v", args, ctx.Err(), r)
+	case errors.As(err, &exit):
+		r.status = exit.ExitCode()
+		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			r.status = 128 + int(ws.Signal())
+		}
+	case err != nil:
+		m.t.Fatalf("%q: %v", args, err)
+	}
+	return r
+}
+
+// must fails the test unless a command succeeded, and returns what it wrote to
+// standard output.
+func (m machine) must(r result) string {
+	m.t.Helper()
+	if r.status != 0 {
+		m.t.Fatal(r)
+	}
+	return r.stdout
+}
+
+// run runs a command as root and returns what it wrote to standard output.
+func (m machine) run(args ...string) string {
+	m.t.Helper()
+	return m.must(m.try(args...))
+}
+
+// shell runs a script, with arguments from $1 on.
+func (m machine) shell(script string, args ...string) string {
+	m.t.Helper()
+	return m.run(append([]string{"sh", "-ec", script, "sh"}, args...)...)
+}
+
+// write makes a file, and the directories above it.
+func (m machine) write(path, text string) {
+	m.t.Helper()
+	m.must(m.feed(text, "sh", "-ec", `mkdir -p "${1%/*}"; cat >"$1"`, "sh", path))
+}
+
+func (m machine) systemctl(args ...string) string {
+	m.t.Helper()
+	return m.run(append([]string{"systemctl"}, args...)...)
+}
+
+// property returns a property of a unit, see systemctl show.
+func (m machine) property(unit, name string) string {
+	m.t.Helper()
+	return m.systemctl("show", "--value", "--property="+name, "--", unit)
+}
+
+// journal returns the messages of a unit, see journalctl(1) for more arguments.
+func (m machine) journal(unit string, args ...string) string {
+	m.t.Helper()
+	// What was sent before is there when this returns.
+	m.run("journalctl", "--sync")
+	return m.run(append([]string{"journalctl", "--no-pager", "--output=cat", "--unit=" + unit}, args...)...)
+}
+
+// cgroup returns the control group of a process.
+func (m machine) cgroup(pid string) string {
+	m.t.Helper()
+	return strings.TrimPrefix(m.run("grep", "^0:", "/proc/"+pid+"/cgroup"), "0::")
+}
+
+// await waits until something is so, and fails the test when that takes longer
+// than it may.
+func (m machine) await(what string, within time.Duration, so func() bool) {
+	m.t.Helper()
+	for deadline := time.Now().Add(within); !so(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			m.t.Fatalf("after %v still not: %s", within, what)
+		}
+	}
+}
+
+// soon is for what takes a machine that is not busy a moment.
+const soon = 20 * time.Second
+
+// userNumber counts the users of all machines.
+var userNumber atomic.Int32
+
+// user is a user of a machine who runs containers.
+type user struct {
+	machine
+	name, uid string
+}
+
+// imageName is the image that every user has.
+const imageName = "localhost/busybox"
+
+// user makes a user. As after a boot, nothing of the user's podman has run.
+func (m machine) user() user {
+	m.t.Helper()
+	u := m.userWithoutImage()
+	u.systemctl("start", "user@"+u.uid)
+	u.podman("import", "--quiet", sandbox.BusyboxTar, imageName)
+	// user@UID is bound to it: both end, and what podman has in /run goes.
+	u.systemctl("stop", "user-runtime-dir@"+u.uid)
+	if r := u.try("test", "!", "-e", u.runtimeDir()); r.status != 0 {
+		m.t.Fatalf("%s is still there", u.runtimeDir())
+	}
+	return u
+}
+
+// userWithoutImage makes a user who need not run containers.
+func (m machine) userWithoutImage() user {
+	m.t.Helper()
+	u := user{machine: m, name: fmt.Sprintf("user%03d", userNumber.Add(1))}
+	m.run("useradd", "--create-home", u.name)
+	u.uid = m.run("id", "--user", u.name)
+	m.t.Cleanup(func() {
+		if !*keep {
+			// It may refuse to be stopped, so as to survive the user's logout.
+			m.try("systemctl", "kill", "--kill-whom=main", "user@"+u.uid)
+		}
+	})
+	return u
+}
+
+func (u user) runtimeDir() string { return "/run/user/" + u.uid }
+func (u user) home() string       { return "/home/" + u.name }
+
+// as returns the command line that runs a command as the user, outside of any
+// session and unit.
+func (u user) as(args ...string) []string {
+	return append([]string{
+		"setpriv", "--reuid=" + u.uid, "--regid=" + u.uid, "--init-groups",
+		"env", "--chdir=/", "HOME=" + u.home(), "USER=" + u.name, "XDG_RUNTIME_DIR=" + u.runtimeDir(),
+	}, args...)
+}
+
+// podman runs podman as the user, and returns what it wrote to standard output.
+func (u user) podman(args ...string) string {
+	u.t.Helper()
+	return u.must(u.try(u.as(append([]string{"podman"}, args...)...)...))
+}
+
+// inspect returns what podman knows of a container.
+func (u user) inspect(container, format string) string {
+	u.t.Helper()
+	return u.podman("container", "inspect", "--format={{"+format+"}}", container)
+}
+
+// login runs a command in a session of the user's, which ends with it.
+func (u user) login(args ...string) result {
+	u.t.Helper()
+	return u.try(append([]string{
+		"systemd-run", "--quiet", "--collect", "--pipe", "--wait", "--property=User=" + u.name, "--property=PAMName=login", "--",
+	}, args...)...)
+}
+
+// writeHome makes a file as the user, whose path is relative to the home.
+func (u user) writeHome(path, text string) {
+	u.t.Helper()
+	u.must(u.feed(text, u.as("sh", "-ec", `mkdir -p "${1%/*}"; cat >"$1"`, "sh", filepath.Join(u.home(), path))...))
+}

@@ -1,0 +1,97 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"testing"
+	"time"
+)
+
+// TestUserCommands: what the user does to the container with podman works, and
+// systemd hears of it.
+func TestUserCommands(t *testing.T) {
+	onStacks(t, func(m machine) {
+		// In the mode service, crun may not move a process into the container's
+		// control group: that is what the mode costs.
+		for _, mode := range []string{"mixed", "user"} {
+			m.subtest("podman exec with Cgroup "+mode, func(m machine) {
+				n := m.user().unit(service{mode: mode})
+				n.start()
+				r := n.login("podman", "exec", n.container, "cat", "/proc/1/comm")
+				if m.must(r) != "sh" {
+					m.t.Error(r)
+				}
+				n.assertMainPIDIsConmon()
+			})
+		}
+		for _, mode := range []string{"mixed", "service", "user"} {
+			m.subtest("podman stop with Cgroup "+mode+" ends the unit with success", func(m machine) {
+				n := m.user().unit(service{mode: mode})
+				n.start()
+				m.must(n.login("podman", "stop", n.container))
+				n.awaitState("inactive")
+				n.assertEnded("inactive", "success", "0")
+				n.assertGone()
+			})
+		}
+	})
+}
+
+func TestExitStatusOfTheContainerIsTheUnits(t *testing.T) {
+	onStacks(t, func(m machine) {
+		for _, mode := range []string{"mixed", "service", "user"} {
+			m.subtest("Cgroup "+mode, func(m machine) {
+				n := m.user().unit(service{mode: mode, command: exiting7})
+				n.start()
+				n.podman("kill", "--signal=USR1", n.container)
+				n.awaitState("failed")
+				n.assertEnded("failed", "exit-code", "7")
+				n.assertGone()
+			})
+		}
+	})
+}
+
+func TestConmonKilled(t *testing.T) {
+	onStacks(t, func(m machine) {
+		for _, mode := range []string{"mixed", "service", "user"} {
+			m.subtest("Cgroup "+mode+" and Restart always: a new main PID that is right", func(m machine) {
+				n := m.user().unit(service{mode: mode, more: "Restart=always"})
+				n.start()
+				before := n.assertMainPIDIsConmon()
+				n.run("kill", "-9", before.conmon)
+				n.await("restarted", soon, func() bool {
+					p := n.properties()
+					return p["NRestarts"] == "1" && p["ActiveState"] == "active"
+				})
+				if after := n.assertMainPIDIsConmon(); after.conmon == before.conmon || after.payload == before.payload {
+					m.t.Errorf("before %v, after %v", before, after)
+				}
+				if m.try("test", "-e", "/proc/"+before.payload).status == 0 {
+					m.t.Errorf("the first container still runs, process %s", before.payload)
+				}
+				n.stop()
+				n.assertGone()
+			})
+		}
+	})
+}
+
+// TestLogout: a unit whose user comes and goes stays.
+func TestLogout(t *testing.T) {
+	// logind stops the manager of a user without sessions so much later,
+	// UserStopDelaySec= in logind.conf(5).
+	const stopDelay = 10 * time.Second
+	onStacks(t, func(m machine) {
+		mixed, user := m.user().unit(service{mode: "mixed"}), m.user().unit(service{mode: "user"})
+		for _, n := range []unit{mixed, user} {
+			n.start()
+			m.must(n.login("true"))
+		}
+		time.Sleep(stopDelay + 2*time.Second)
+		for _, n := range []unit{mixed, user} {
+			n.assertState("active")
+			m.must(n.login("podman", "exec", n.container, "true"))
+		}
+	})
+}
