@@ -1,6 +1,7 @@
 package conmonbridge
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -41,9 +42,10 @@ type Unit struct {
 	MainPIDFile string // path; "" where the unit only passes the descriptor
 	ResultFile  string // path; "" where nobody has to wait for the result
 
-	conmon int
-	podman int // the process that systemd started, 0 if unknown
-	listen int // descriptor of conmon by LISTEN_FDNAMES, -1 if none
+	conmon  int  // or whoever told of it
+	invoked bool // whether that knows of a start of a unit at all
+	podman  int  // the process that systemd started, 0 if unknown
+	listen  int  // descriptor of conmon by LISTEN_FDNAMES, -1 if none
 }
 
 // UnitOf reads what the unit of a process, conmon or podman, told its
@@ -59,10 +61,39 @@ func UnitOf(pid int) (Unit, bool, error) {
 		MainPIDFile: env.get(EnvMainPIDFile),
 		ResultFile:  env.get(EnvResultFile),
 		conmon:      pid,
+		invoked:     env.get("INVOCATION_ID") != "",
 		listen:      listenDescriptor(env),
 	}
 	u.podman, _ = strconv.Atoi(env.get("SYSTEMD_EXEC_PID"))
 	return u, u.MainPIDFile != "" || u.listen >= 0, nil
+}
+
+// UnitOfConmon is UnitOf for a conmon. podman before 4.8 keeps its environment
+// from conmon; then it is that of another process in conmon's control group
+// (cgroups(7)), where that podman is, too.
+func UnitOfConmon(pid int) (Unit, bool, error) {
+	u, ours, err := UnitOf(pid)
+	if err != nil || ours || u.invoked {
+		return u, ours, err
+	}
+	cgroup, err := readCgroup(pid)
+	if err != nil || cgroup == "" || cgroup == "/" {
+		return u, false, err
+	}
+	b, err := readBounded("/sys/fs/cgroup"+cgroup+"/cgroup.procs", 1<<20)
+	if err != nil {
+		return u, false, nil // another hierarchy: nobody is beside it
+	}
+	for _, field := range bytes.Fields(b) {
+		beside, err := strconv.Atoi(string(field))
+		if err != nil || beside == pid {
+			continue
+		}
+		if u, ours, err := UnitOf(beside); err == nil && ours {
+			return u, true, nil
+		}
+	}
+	return u, false, nil
 }
 
 // UnitAbove is UnitOf for the nearest ancestor of this process that tells of

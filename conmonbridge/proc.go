@@ -90,6 +90,25 @@ func (e environment) get(name string) string {
 	return ""
 }
 
+// readCgroup returns a process' control group in the unified hierarchy
+// (cgroups(7), /proc/PID/cgroup), "" where there is none.
+func readCgroup(pid int) (string, error) {
+	b, err := readProc(pid, "cgroup", 1<<20)
+	if err != nil {
+		return "", err
+	}
+	return parseCgroup(b), nil
+}
+
+func parseCgroup(b []byte) string {
+	for line := range bytes.Lines(b) {
+		if path, ok := bytes.CutPrefix(line, []byte("0::")); ok {
+			return string(bytes.TrimSuffix(path, []byte("\n")))
+		}
+	}
+	return ""
+}
+
 // readArguments reads /proc/PID/cmdline (proc_pid_cmdline(5)).
 func readArguments(pid int) ([]string, error) {
 	b, err := readProc(pid, "cmdline", 8<<20)

@@ -103,6 +103,30 @@ func TestListenDescriptor(t *testing.T) {
 	}
 }
 
+func TestParseCgroup(t *testing.T) {
+	for _, c := range []struct{ name, in, want string }{
+		{"unified", "0::/system.slice/web.service\n", "/system.slice/web.service"},
+		{"hybrid", "4:memory:/a\n1:name=systemd:/b\n0::/system.slice/web.service/runtime\n", "/system.slice/web.service/runtime"},
+		{"none", "4:memory:/a\n", ""},
+		{"empty", "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := parseCgroup([]byte(c.in)); got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func FuzzParseCgroup(f *testing.F) {
+	f.Add([]byte("4:memory:/a\n0::/system.slice/web.service\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if got := parseCgroup(b); !strings.Contains(string(b), got) {
+			t.Errorf("%q: %q", b, got)
+		}
+	})
+}
+
 func TestChildren(t *testing.T) {
 	conmon := startConmon(t)
 	pids, err := children(conmon.PID)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -45,6 +46,7 @@ type Expected struct {
 	Requirement  Requirement
 	UID          int      // of the unit's user
 	InvocationID string   // of this start of the unit (INVOCATION_ID in systemd.exec(5))
+	Podman       int      // PID of the unit's main process so far, 0 if unknown
 	Executables  []string // what conmon is
 }
 
@@ -186,10 +188,58 @@ func (c *Claim) verifyInvocation(want Expected) error {
 	if err != nil {
 		return err
 	}
-	if id := env.get("INVOCATION_ID"); id != want.InvocationID {
+	id := env.get("INVOCATION_ID")
+	if id == "" {
+		return c.verifyCgroup(want)
+	}
+	return compareInvocation(id, want)
+}
+
+func compareInvocation(id string, want Expected) error {
+	if id != want.InvocationID {
 		return fmt.Errorf("belongs to another start or another unit (INVOCATION_ID=%.64q, not %q)", id, want.InvocationID)
 	}
 	return nil
+}
+
+// verifyCgroup is verifyInvocation for podman before 4.8, which keeps its
+// environment from conmon: both are in one control group, the unit's or one that
+// podman has made.
+func (c *Claim) verifyCgroup(want Expected) error {
+	own, err := readCgroup(os.Getpid())
+	if err != nil {
+		return err
+	}
+	theirs, err := readCgroup(c.PID)
+	if err != nil {
+		return err
+	}
+	if sameUnit(own, theirs) {
+		return nil
+	}
+	if want.Podman <= 0 {
+		return compareInvocation("", want)
+	}
+	podmans, err := readCgroup(want.Podman)
+	if err != nil {
+		return fmt.Errorf("has no INVOCATION_ID, and podman: %w", err)
+	}
+	if podmans != theirs || theirs == "" || theirs == "/" {
+		return compareInvocation("", want)
+	}
+	env, err := readEnvironment(want.Podman)
+	if err != nil {
+		return fmt.Errorf("has no INVOCATION_ID, and podman: %w", err)
+	}
+	return compareInvocation(env.get("INVOCATION_ID"), want)
+}
+
+// sameUnit tells whether a control group is that of the service which a control
+// process (ExecStartPost=) with the control group own belongs to, or below it.
+func sameUnit(own, theirs string) bool {
+	// Delegate= puts control processes into a group of their own.
+	unit := strings.TrimSuffix(own, "/.control")
+	return strings.HasSuffix(unit, ".service") && strings.HasPrefix(theirs+"/", unit+"/")
 }
 
 // verifyContainer: it has a child that lives.

@@ -47,18 +47,18 @@ func TestVerify(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conmon := conmontest.Start(t, c.conmon)
-			err := verify(t, conmon.PID, Expected{c.require, web, invocation, []string{"/nowhere", conmon.Executable}})
+			err := verify(t, conmon.PID, Expected{Requirement: c.require, UID: web, InvocationID: invocation, Executables: []string{"/nowhere", conmon.Executable}})
 			assertError(t, err, c.want)
 		})
 	}
 	t.Run("a copy of conmon", func(t *testing.T) {
 		real := conmontest.Start(t, conmontest.Options{UID: web, Env: env})
 		copied := conmontest.Start(t, conmontest.Options{UID: web, Env: env})
-		assertError(t, verify(t, copied.PID, Expected{RequireConmon, web, invocation, []string{real.Executable}}), "does not execute conmon")
+		assertError(t, verify(t, copied.PID, Expected{Requirement: RequireConmon, UID: web, InvocationID: invocation, Executables: []string{real.Executable}}), "does not execute conmon")
 	})
 	t.Run("a conmon that others may write", func(t *testing.T) {
 		c := conmontest.Start(t, conmontest.Options{UID: web, Env: env})
-		want := Expected{RequireConmon, web, invocation, []string{c.Executable}}
+		want := Expected{Requirement: RequireConmon, UID: web, InvocationID: invocation, Executables: []string{c.Executable}}
 		if err := os.Chmod(c.Executable, 0o757); err != nil {
 			t.Fatal(err)
 		}
@@ -70,10 +70,10 @@ func TestVerify(t *testing.T) {
 	})
 	t.Run("no invocation to compare with", func(t *testing.T) {
 		c := conmontest.Start(t, conmontest.Options{UID: web})
-		assertError(t, verify(t, c.PID, Expected{RequireConmon, web, "", []string{c.Executable}}), "no invocation ID")
+		assertError(t, verify(t, c.PID, Expected{Requirement: RequireConmon, UID: web, InvocationID: "", Executables: []string{c.Executable}}), "no invocation ID")
 	})
 	t.Run("PID 1", func(t *testing.T) {
-		assertError(t, verify(t, 1, Expected{RequireConmon, web, invocation, Executables}), "runs as UID 0")
+		assertError(t, verify(t, 1, Expected{Requirement: RequireConmon, UID: web, InvocationID: invocation, Executables: Executables}), "runs as UID 0")
 	})
 	t.Run("in another PID namespace", func(t *testing.T) {
 		cmd := exec.Command("sleep", "60")
@@ -82,8 +82,32 @@ func TestVerify(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { cmd.Process.Kill(); cmd.Wait() }()
-		assertError(t, verify(t, cmd.Process.Pid, Expected{RequireUser, 0, "", nil}), "another PID namespace")
+		assertError(t, verify(t, cmd.Process.Pid, Expected{Requirement: RequireUser, UID: 0, InvocationID: "", Executables: nil}), "another PID namespace")
 	})
+}
+
+func TestSameUnit(t *testing.T) {
+	const unit = "/system.slice/web.service"
+	for _, c := range []struct {
+		name, own, theirs string
+		want              bool
+	}{
+		{"the unit's", unit, unit, true},
+		{"delegated", unit + "/.control", unit, true},
+		{"below", unit + "/.control", unit + "/runtime", true},
+		{"another unit's", unit, "/system.slice/db.service", false},
+		{"a name that begins alike", unit, "/system.slice/web.service2", false},
+		{"the user's", unit, "/user.slice/user-1000.slice/user@1000.service/user.slice/podman-1.scope", false},
+		{"by hand, at the root", "/", unit, false},
+		{"by hand, in a session", "/user.slice/session-1.scope", "/user.slice/session-1.scope", false},
+		{"no unified hierarchy", "", "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := sameUnit(c.own, c.theirs); got != c.want {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
 }
 
 func verify(t *testing.T, pid int, want Expected) error {

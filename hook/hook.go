@@ -61,7 +61,7 @@ func Run(stdin io.Reader) error {
 	var unit conmonbridge.Unit
 	var ours bool
 	if err == nil {
-		unit, ours, err = conmonbridge.UnitOf(conmon.PID)
+		unit, ours, err = conmonbridge.UnitOfConmon(conmon.PID)
 	}
 	if err != nil {
 		// A container may end before its hook runs. That is an error only if

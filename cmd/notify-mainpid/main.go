@@ -223,6 +223,7 @@ func notify(c config, handover *conmonbridge.Handover) error {
 		Requirement:  c.require,
 		UID:          uid,
 		InvocationID: invocation,
+		Podman:       podman(),
 		Executables:  c.executables,
 	})
 	if err != nil {
@@ -269,18 +270,25 @@ func checkEnvironment(unit, invocation string) error {
 	return nil
 }
 
+// podman returns the PID of the unit's main process so far, as systemd tells
+// ExecStartPost= (MAINPID in systemd.exec(5)), 0 where it does not.
+func podman() int {
+	pid, _ := strconv.Atoi(os.Getenv("MAINPID"))
+	return max(pid, 0)
+}
+
 // wait waits for the PID as long as the command line says, and no longer than
-// podman lives: MAINPID in the environment of ExecStartPost= (systemd.exec(5)).
+// podman lives.
 func wait(c config, handover *conmonbridge.Handover) (int, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	podman := -1
-	if pid, err := strconv.Atoi(os.Getenv("MAINPID")); err == nil && pid > 0 {
+	pidfd := -1
+	if pid := podman(); pid > 0 {
 		fd, err := unix.PidfdOpen(pid, 0)
 		switch err {
 		case nil:
 			defer unix.Close(fd)
-			podman = fd
+			pidfd = fd
 		case unix.ESRCH:
 			cancel(conmonbridge.ErrPodmanEnded)
 		default:
@@ -298,7 +306,7 @@ func wait(c config, handover *conmonbridge.Handover) (int, error) {
 		ctx, stop = context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("nothing came within %v", c.timeout))
 		defer stop()
 	}
-	pid, err := handover.MainPID(ctx, podman)
+	pid, err := handover.MainPID(ctx, pidfd)
 	if errors.Is(err, conmonbridge.ErrNoMainPID) {
 		err = failure{exitNoPID, fmt.Errorf("%w; if podman's own messages do not say why: does podman run the hook (oci-mainpid-hook.json in a hooks_dir of containers.conf(5)), and does the unit set %s?", err, conmonbridge.EnvMainPIDFile)}
 	}
