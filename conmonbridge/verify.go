@@ -163,18 +163,22 @@ func statusField(status []byte, name string) []string {
 
 // verifyExecutable: the file that it executes is conmon.
 func (c *Claim) verifyExecutable(want Expected) error {
-	var st unix.Stat_t
-	if err := unix.Stat(procPath(c.PID, "exe"), &st); err != nil {
-		return fmt.Errorf("stat %s: %w", procPath(c.PID, "exe"), err)
+	// What the kernel knows: a file system of the user's (FUSE) is not asked, it
+	// might never answer.
+	var exe unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, procPath(c.PID, "exe"), unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &exe); err != nil {
+		return fmt.Errorf("statx %s: %w", procPath(c.PID, "exe"), err)
 	}
 	for _, path := range want.Executables {
-		var conmon unix.Stat_t
-		if unix.Stat(path, &conmon) == nil && conmon.Dev == st.Dev && conmon.Ino == st.Ino {
-			if conmon.Uid != 0 || conmon.Mode&0o022 != 0 {
-				return fmt.Errorf("executes %s, which others than root may write", path)
-			}
-			return nil
+		var conmon unix.Statx_t
+		err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_INO|unix.STATX_UID|unix.STATX_MODE, &conmon)
+		if err != nil || conmon.Dev_major != exe.Dev_major || conmon.Dev_minor != exe.Dev_minor || conmon.Ino != exe.Ino {
+			continue
 		}
+		if conmon.Uid != 0 || conmon.Mode&0o022 != 0 {
+			return fmt.Errorf("executes %s, which others than root may write", path)
+		}
+		return nil
 	}
 	return fmt.Errorf("does not execute conmon (%s)", strings.Join(want.Executables, ", "))
 }
