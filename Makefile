@@ -1,15 +1,17 @@
 # Where things go: make install DESTDIR=/tmp/package PREFIX=/usr
 PREFIX     ?= /usr
 DESTDIR    ?=
-BINDIR     ?= $(PREFIX)/bin
-LIBEXECDIR ?= $(PREFIX)/libexec
 MANDIR     ?= $(PREFIX)/share/man
-# podman reads /usr/share/containers/oci/hooks.d and /etc/containers/oci/hooks.d
-# unless containers.conf(5) says otherwise.
+# Rootless podman reads /usr/share/containers/oci/hooks.d, unless containers.conf(5)
+# says otherwise.
 HOOK_BIN_DIR ?= $(LIBEXECDIR)/oci/hooks.d
 HOOK_DIR     ?= $(PREFIX)/share/containers/oci/hooks.d
 SYSTEMDDIR   ?= $(PREFIX)/lib/systemd
 TMPFILESDIR  ?= $(PREFIX)/lib/tmpfiles.d
+
+# oci-mainpid finds notify-mainpid by where it is itself.
+BINDIR     := $(PREFIX)/bin
+LIBEXECDIR := $(PREFIX)/libexec
 
 GO      ?= go
 INSTALL ?= install
@@ -19,7 +21,7 @@ export CGO_ENABLED := 0
 PROGRAMS := oci-mainpid-hook notify-mainpid oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
 
-.PHONY: all build man install uninstall demo test unit e2e check bench clean
+.PHONY: all build man install uninstall demo test unit e2e matrix check fuzz bench clean
 all: build man
 
 build:
@@ -61,8 +63,18 @@ test: check e2e
 e2e: build man
 	$(GO) test -tags e2e -count=1 -timeout 60m -v ./sandbox ./test/e2e
 
+# Every combination of kind, Cgroup=, notification, runtime and history.
+matrix: build man
+	$(GO) test -tags e2e -count=1 -timeout 90m ./test/e2e -run '^TestMatrix$$' -matrix=0 -v
+
 unit:
 	$(GO) test ./...
+
+# Each fuzz test for FUZZTIME.
+FUZZTIME ?= 10s
+fuzz:
+	@grep -rEo --include='*_test.go' 'func Fuzz[A-Za-z]+' . | sed 's/:func / /' | while read -r file test; do \
+		echo "$$test in $${file%/*}"; $(GO) test -run '^$$' -fuzz "^$$test\$$" -fuzztime $(FUZZTIME) "$${file%/*}" || exit; done
 
 check:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }

@@ -196,10 +196,6 @@ func (c *Claim) verifyInvocation(want Expected) error {
 	if id == "" {
 		return c.verifyCgroup(want)
 	}
-	return compareInvocation(id, want)
-}
-
-func compareInvocation(id string, want Expected) error {
 	if id != want.InvocationID {
 		return fmt.Errorf("belongs to another start or another unit (INVOCATION_ID=%.64q, not %q)", id, want.InvocationID)
 	}
@@ -221,21 +217,20 @@ func (c *Claim) verifyCgroup(want Expected) error {
 	if sameUnit(own, theirs) {
 		return nil
 	}
-	if want.Podman <= 0 {
-		return compareInvocation("", want)
+	if theirs != "" && theirs != "/" && want.Podman > 0 {
+		// A podman that had to enter its user namespace left a child to do so.
+		below, _ := children(want.Podman)
+		for _, podman := range append(below, want.Podman) {
+			cgroup, err := readCgroup(podman)
+			if err != nil || cgroup != theirs {
+				continue
+			}
+			if env, err := readEnvironment(podman); err == nil && env.get("INVOCATION_ID") == want.InvocationID {
+				return nil
+			}
+		}
 	}
-	podmans, err := readCgroup(want.Podman)
-	if err != nil {
-		return fmt.Errorf("has no INVOCATION_ID, and podman: %w", err)
-	}
-	if podmans != theirs || theirs == "" || theirs == "/" {
-		return compareInvocation("", want)
-	}
-	env, err := readEnvironment(want.Podman)
-	if err != nil {
-		return fmt.Errorf("has no INVOCATION_ID, and podman: %w", err)
-	}
-	return compareInvocation(env.get("INVOCATION_ID"), want)
+	return fmt.Errorf("belongs to another start or another unit (no INVOCATION_ID, and podman is not in its control group %.200q)", theirs)
 }
 
 // sameUnit tells whether a control group is that of the service which a control

@@ -59,7 +59,7 @@ func (u user) quadlets(files map[string]string) {
 		u.write(name, expand(text))
 	}
 	u.systemctl("daemon-reload")
-	for _, drop := range strings.Fields(u.shell(`cd /run/systemd/generator; for d in *.service.d; do ! grep -q "/$1/" "$d/50-oci-mainpid.conf" 2>/dev/null || echo "${d%.d}"; done`, u.name)) {
+	for _, drop := range strings.Fields(u.shell(`cd /run/systemd/generator; for d in *.service.d; do case $d in user*@$2.service.d) continue;; esac; ! grep -q "/$1/" "$d/50-oci-mainpid.conf" 2>/dev/null || echo "${d%.d}"; done`, u.name, u.uid)) {
 		services = append(services, strings.Replace(drop, "@.service", "@*.service", 1))
 	}
 	u.t.Cleanup(func() {

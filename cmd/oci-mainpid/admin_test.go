@@ -1,0 +1,149 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/status"
+)
+
+// execute runs oci-mainpid with the arguments.
+func execute(args ...string) (stdout string, err error) {
+	var out bytes.Buffer
+	cmd := command()
+	cmd.SetArgs(args)
+	cmd.SetOut(&out)
+	cmd.SetErr(&out)
+	err = cmd.Execute()
+	return out.String(), err
+}
+
+func TestWrongCommandLines(t *testing.T) {
+	for name, args := range map[string][]string{
+		"check: a format":        {"check", "--format=xml"},
+		"check: a name":          {"check", "a b"},
+		"check: a template":      {"check", "web@.service"},
+		"status: a format":       {"status", "--format=text"},
+		"status: metrics, again": {"status", "--format=prometheus", "--watch"},
+		"status: a flag":         {"status", "--colour"},
+		"explain: no unit":       {"explain"},
+		"explain: two units":     {"explain", "a", "b"},
+	} {
+		if _, err := execute(args...); !errors.Is(err, errUsage) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestCompletionScripts(t *testing.T) {
+	for shell, want := range map[string]string{
+		"bash": "__start_oci-mainpid oci-mainpid", "zsh": "#compdef oci-mainpid", "fish": "complete -c oci-mainpid",
+	} {
+		if out, err := execute("completion", shell); err != nil || !strings.Contains(out, want) {
+			t.Errorf("%s: %v, %d bytes", shell, err, len(out))
+		}
+	}
+	for flag, want := range map[string]string{"status": "table\njson\nprometheus\n", "check": "text\njson\n"} {
+		if out, err := execute("__complete", flag, "--format", ""); err != nil || !strings.HasPrefix(out, want) {
+			t.Errorf("%s: %v, %q", flag, err, out)
+		}
+	}
+	// The second argument of explain is nothing.
+	if out, err := execute("__complete", "explain", "web", ""); err != nil || !strings.HasPrefix(out, ":4\n") {
+		t.Errorf("explain: %v, %q", err, out)
+	}
+}
+
+func TestServiceNames(t *testing.T) {
+	got := serviceNames([]string{"web", "web.service", "db@1", "x.timer"})
+	if want := []string{"web.service", "db@1.service", "x.timer.service"}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestStatusFormats(t *testing.T) {
+	services := []status.Service{{Unit: "web.service", LoadState: "loaded", ActiveState: "inactive"}}
+	for name, c := range map[string]struct {
+		format string
+		watch  bool
+		check  func(string) bool
+	}{
+		"table":       {"table", false, func(s string) bool { return strings.HasPrefix(s, "UNIT ") && strings.HasSuffix(s, "0\n") }},
+		"table again": {"table", true, func(s string) bool { return strings.HasPrefix(s, "UNIT ") && strings.HasSuffix(s, "0\n\n") }},
+		"json": {"json", false, func(s string) bool {
+			var list []map[string]any
+			return json.Unmarshal([]byte(s), &list) == nil && list[0]["unit"] == "web.service" && strings.Count(s, "\n") > 3
+		}},
+		"json again": {"json", true, func(s string) bool { return strings.Count(s, "\n") == 1 }},
+		"prometheus": {"prometheus", false, func(s string) bool { return strings.Contains(s, `oci_mainpid_unit_active{unit="web.service"`) }},
+	} {
+		var b bytes.Buffer
+		write, err := statusWriter(c.format, &b)
+		if err == nil {
+			err = write(services, c.watch)
+		}
+		if err != nil || !c.check(b.String()) {
+			t.Errorf("%s: %v, %q", name, err, b.String())
+		}
+	}
+}
+
+func TestWriteFile(t *testing.T) {
+	dir := t.TempDir()
+	target := filepath.Join(dir, "target")
+	if err := os.WriteFile(target, []byte("longer than before"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(target, filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"link", "fifo", "none/x", "."} {
+		done := make(chan error, 1)
+		go func() { done <- writeFile(filepath.Join(dir, name), []byte("x")) }()
+		select {
+		case err := <-done:
+			if err == nil {
+				t.Errorf("%s: written", name)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatalf("%s: blocks", name)
+		}
+	}
+	for _, name := range []string{"target", "new"} {
+		if err := writeFile(filepath.Join(dir, name), []byte("x")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(b) != "x" {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+	}
+}
+
+func TestParseDropins(t *testing.T) {
+	const out = `# /web.service.d/50-oci-mainpid.conf
+# Made by oci-mainpid generate from /x
+
+[Service]
+User=web
+
+# /user@1000.service.d/50-oci-mainpid.conf
+# Made by oci-mainpid generate from x
+
+`
+	got := parseDropins(out)
+	if len(got) != 2 || got["web.service"] != "# Made by oci-mainpid generate from /x\n\n[Service]\nUser=web\n" || got["user@1000.service"] != "# Made by oci-mainpid generate from x\n" {
+		t.Errorf("%q", got)
+	}
+}

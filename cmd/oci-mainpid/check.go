@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"oci-mainpid-hook/diagnosis"
+	"oci-mainpid-hook/quadlet"
+	"oci-mainpid-hook/terminal"
+)
+
+func checkCommand() *cobra.Command {
+	format, verbose := "", false
+	cmd := &cobra.Command{
+		Use:   "check [flags] [UNIT...]",
+		Short: "Tell whether this machine and units can work, and what to type where not",
+		Long: `Tells whether this machine, and each UNIT, or all units that run their container
+as a user, can work, and what to type where not. It changes nothing.
+
+The exit status is 1 if something would not work.`,
+		Example:           "  oci-mainpid check\n  oci-mainpid check web.service",
+		ValidArgsFunction: completeUnits,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if format != "text" && format != "json" {
+				return usageError(fmt.Errorf("--format=%s is neither text nor json", format))
+			}
+			names := serviceNames(args)
+			for _, name := range names {
+				if err := quadlet.CheckServiceName(name); err != nil {
+					return usageError(err)
+				}
+				if quadlet.IsTemplate(name) {
+					return usageError(fmt.Errorf("%s is a template, name one of its instances", name))
+				}
+			}
+			return check(cmd.Context(), cmd.OutOrStdout(), names, format, verbose)
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", "text", "`FORMAT` is text or json")
+	cmd.Flags().BoolVar(&verbose, "verbose", false, "of several units, show what is well, too")
+	mustRegister(cmd, "format", "text", "json")
+	return cmd
+}
+
+// report is what check --format=json writes.
+type report struct {
+	Works    bool              `json:"works"`
+	Failures int               `json:"failures"`
+	Warnings int               `json:"warnings"`
+	Points   []diagnosis.Point `json:"points"`
+}
+
+func check(ctx context.Context, w io.Writer, names []string, format string, verbose bool) error {
+	m, stop, err := connect(&ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	reader, err := diagnosis.NewReader(ctx, m, regenerate)
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		if names, err = m.Ours(ctx); err != nil {
+			return err
+		}
+		for _, name := range reader.Wanted() {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	points := reader.Machine().Points()
+	for _, name := range names {
+		points = append(points, reader.Unit(ctx, name).Points()...)
+	}
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	failures, warnings := diagnosis.Failures(points)
+	if format == "json" {
+		encoder := json.NewEncoder(w)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(report{failures == 0, failures, warnings, points})
+	} else {
+		o := terminal.New(w)
+		diagnosis.Write(o, points, verbose)
+		if len(names) == 0 {
+			o.Printf("no unit runs its container as a user yet: oci-mainpid generate --help\n")
+		}
+	}
+	if err == nil && failures > 0 {
+		err = fmt.Errorf("%d of %d points would keep it from working", failures, len(points))
+	}
+	return err
+}
+
+// regenerate is oci-mainpid generate, without its effects.
+func regenerate(user string, cgroup quadlet.Cgroup, file string) (map[string]string, error) {
+	var out bytes.Buffer
+	g := generation{
+		user: user, cgroup: string(cgroup), dryRun: true, outputDir: "/",
+		unitDirs: quadlet.UnitDirs, findQuadlet: quadlet.FindQuadlet, programs: quadlet.FindPrograms(),
+		stdout: &out, stderr: io.Discard,
+	}
+	if err := g.run([]string{file}); err != nil {
+		return nil, err
+	}
+	return parseDropins(out.String()), nil
+}
+
+// parseDropins splits what generate --dry-run prints: for each drop-in a comment
+// with its path, its text, and an empty line.
+func parseDropins(out string) map[string]string {
+	dropins := map[string]string{}
+	unit := ""
+	for line := range strings.Lines(out) {
+		path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "# /")
+		if dir, isDropin := strings.CutSuffix(path, ".d/"+quadlet.DropinName); ok && isDropin {
+			unit = dir
+			continue
+		}
+		dropins[unit] += line
+	}
+	for unit, text := range dropins {
+		dropins[unit] = strings.TrimSuffix(text, "\n")
+	}
+	return dropins
+}

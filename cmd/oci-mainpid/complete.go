@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"oci-mainpid-hook/manager"
+)
+
+// serviceName appends .service to what has no type, as systemctl(1) does.
+func serviceName(arg string) string {
+	if strings.HasSuffix(arg, ".service") {
+		return arg
+	}
+	return arg + ".service"
+}
+
+func serviceNames(args []string) []string {
+	names := make([]string, 0, len(args))
+	for _, a := range args {
+		if name := serviceName(a); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// completionTimeout is how long somebody waits who pressed the tab key.
+const completionTimeout = 2 * time.Second
+
+// completeUnits completes the names of our services. Everybody may ask for them.
+func completeUnits(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
+	defer cancel()
+	m, err := manager.Connect(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer m.Close()
+	names, err := m.Ours(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	named := serviceNames(args)
+	return slices.DeleteFunc(names, func(n string) bool { return slices.Contains(named, n) }), cobra.ShellCompDirectiveNoFileComp
+}
+
+func completeOneUnit(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return completeUnits(cmd, args, prefix)
+}
+
+// mustRegister completes the values of a flag with words.
+func mustRegister(cmd *cobra.Command, flag string, words ...string) {
+	err := cmd.RegisterFlagCompletionFunc(flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return words, cobra.ShellCompDirectiveNoFileComp
+	})
+	if err != nil {
+		panic(err) // there is no such flag
+	}
+}

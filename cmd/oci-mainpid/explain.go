@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/story"
+	"oci-mainpid-hook/terminal"
+)
+
+func explainCommand() *cobra.Command {
+	svg := ""
+	cmd := &cobra.Command{
+		Use:   "explain [--svg=FILE] UNIT",
+		Short: "Tell how the last start of a unit went, and why it failed",
+		Long: `Tells the last start of UNIT as a story: which message came from whom, what
+systemd took and what it refused, and how long each step took.`,
+		Example:           "  oci-mainpid explain web.service\n  oci-mainpid explain --svg=web.svg web.service",
+		Args:              oneUnit,
+		ValidArgsFunction: completeOneUnit,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return explain(cmd.Context(), terminal.New(cmd.OutOrStdout()), serviceName(args[0]), svg)
+		},
+	}
+	cmd.Flags().StringVar(&svg, "svg", "", "also draw the timeline into `FILE`")
+	return cmd
+}
+
+func oneUnit(_ *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return usageError(fmt.Errorf("%d arguments, not one UNIT", len(args)))
+	}
+	return nil
+}
+
+func explain(ctx context.Context, o *terminal.Output, name, svg string) error {
+	m, stop, err := connect(&ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	unit, err := m.Unit(ctx, name)
+	// The journal may know a unit that systemd has forgotten.
+	if err != nil && !errors.Is(err, manager.ErrNoUnit) {
+		return err
+	}
+	s, err := story.Read(ctx, name, unit)
+	if err != nil {
+		return err
+	}
+	s.Write(o)
+	if svg == "" {
+		return nil
+	}
+	return writeFile(svg, s.SVG())
+}
+
+// writeFile makes a file, or writes one anew, that root was asked for: where
+// somebody else has put a link or a FIFO in its place, it fails.
+func writeFile(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("write %s: is not a regular file", path)
+	}
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// connect connects to systemd for a command that ends with SIGINT or SIGTERM.
+func connect(ctx *context.Context) (m *manager.Manager, stop func(), err error) {
+	if os.Geteuid() != 0 {
+		return nil, nil, errors.New("must be run as root: only root may look into the processes of other users")
+	}
+	var cancel func()
+	*ctx, cancel = signal.NotifyContext(*ctx, os.Interrupt, unix.SIGTERM)
+	m, err = manager.Connect(*ctx)
+	if err != nil {
+		cancel()
+		return nil, nil, err
+	}
+	return m, func() {
+		m.Close()
+		cancel()
+	}, nil
+}

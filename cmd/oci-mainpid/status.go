@@ -1,0 +1,175 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/status"
+	"oci-mainpid-hook/terminal"
+)
+
+func statusCommand() *cobra.Command {
+	format, watch := "", false
+	cmd := &cobra.Command{
+		Use:   "status [flags] [UNIT...]",
+		Short: "Show the units that run their container as a user, and their main processes",
+		Long: `Shows each UNIT, or all units that run their container as a user: as systemd has
+it and as podman has it, and whether systemd's main process is podman's conmon.`,
+		Example:           "  oci-mainpid status\n  oci-mainpid status --watch web.service",
+		ValidArgsFunction: completeUnits,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			write, err := statusWriter(format, cmd.OutOrStdout())
+			if err != nil {
+				return err
+			}
+			if watch && format == "prometheus" {
+				return usageError(errors.New("--watch goes with the formats table and json only"))
+			}
+			return showStatus(cmd.Context(), serviceNames(args), watch, write)
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", "table", "`FORMAT` is table, json, or prometheus for node_exporter's textfile collector")
+	cmd.Flags().BoolVar(&watch, "watch", false, "show again whenever something changes, until interrupted")
+	mustRegister(cmd, "format", "table", "json", "prometheus")
+	return cmd
+}
+
+// clearScreen goes to the top left and erases what is there, console_codes(4).
+const clearScreen = "\x1b[H\x1b[2J"
+
+// statusWriter returns what writes a format.
+func statusWriter(format string, w io.Writer) (func(services []status.Service, watch bool) error, error) {
+	switch format {
+	case "table":
+		o := terminal.New(w)
+		return func(services []status.Service, watch bool) error {
+			o.Resize()
+			var b bytes.Buffer
+			page := *o
+			page.Writer = &b
+			if watch && o.Terminal {
+				b.WriteString(clearScreen)
+			}
+			status.WriteTable(&page, services, time.Now())
+			if watch && !o.Terminal {
+				b.WriteByte('\n')
+			}
+			_, err := w.Write(b.Bytes())
+			return err
+		}, nil
+	case "json":
+		return func(services []status.Service, watch bool) error {
+			encoder := json.NewEncoder(w)
+			if !watch { // else a line for each change
+				encoder.SetIndent("", "  ")
+			}
+			return encoder.Encode(services)
+		}, nil
+	case "prometheus":
+		return func(services []status.Service, _ bool) error { return status.WritePrometheus(w, services) }, nil
+	}
+	return nil, usageError(fmt.Errorf("--format=%s is none of table, json, prometheus", format))
+}
+
+// settle is how long changes are waited for that come together.
+const settle = 100 * time.Millisecond
+
+func showStatus(ctx context.Context, names []string, watch bool, write func([]status.Service, bool) error) error {
+	m, stop, err := connect(&ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	reader := status.Reader{Manager: m}
+	if !watch {
+		services, err := reader.Read(ctx, names)
+		if err != nil {
+			return err
+		}
+		return write(services, false)
+	}
+	changes, err := m.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	resized := make(chan os.Signal, 1)
+	signal.Notify(resized, unix.SIGWINCH)
+	defer signal.Stop(resized)
+	var shown []status.Service
+	for {
+		services, err := reader.Read(ctx, names)
+		if err == nil && (shown == nil || !reflect.DeepEqual(services, shown)) {
+			err = write(services, true)
+		}
+		if ctx.Err() != nil {
+			return nil // SIGINT is how it ends
+		}
+		if err != nil {
+			return err
+		}
+		shown = services
+		switch await(ctx, m, services, len(names) == 0, changes, resized) {
+		case again:
+		case redraw:
+			shown = nil
+		case interrupted:
+			return nil
+		case lost:
+			return errors.New("the connection to systemd is lost")
+		}
+	}
+}
+
+// What await returns.
+type reason int
+
+const (
+	again       reason = iota // something has changed
+	redraw                    // the terminal has changed
+	interrupted               // ctx has ended
+	lost                      // the connection has
+)
+
+// await waits for the reason to go on. With all, a unit that has become one of
+// ours is a change, too.
+func await(ctx context.Context, m *manager.Manager, shown []status.Service, all bool, changes <-chan string, resized <-chan os.Signal) reason {
+	var due <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return interrupted
+		case <-resized:
+			return redraw
+		case <-due:
+			return again
+		case name, ok := <-changes:
+			switch {
+			case ctx.Err() != nil:
+				return interrupted
+			case !ok:
+				return lost
+			}
+			relevant := name == "" || slices.ContainsFunc(shown, func(s status.Service) bool { return s.Unit == name })
+			if !relevant && all {
+				ours, err := m.IsOurs(ctx, name)
+				relevant = err == nil && ours
+			}
+			if relevant && due == nil {
+				due = time.After(settle)
+			}
+		}
+	}
+}

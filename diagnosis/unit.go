@@ -1,0 +1,404 @@
+package diagnosis
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"oci-mainpid-hook/conmonbridge"
+	"oci-mainpid-hook/containersconf"
+	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/quadlet"
+	"oci-mainpid-hook/status"
+	"oci-mainpid-hook/terminal"
+)
+
+// Unit is what is known of a unit and its user.
+type Unit struct {
+	Name string
+	// Unit is what systemd knows, nil where that is nothing, for which Err is the
+	// reason.
+	Unit *manager.Unit
+	Err  error
+
+	// Dropin is what became of comparing our drop-in with what would be written
+	// now.
+	Dropin Dropin
+
+	// Account is the unit's user; AccountErr says why he cannot run containers.
+	Account    quadlet.Account
+	AccountErr error
+	Home       Home
+	// SharedIDs names another user with some of the same subordinate IDs, FreeIDs
+	// is a range of them that nobody has.
+	SharedIDs, FreeIDs string
+
+	// UserManager is his user@UID.service, nil if systemd does not know it.
+	UserManager *manager.Unit
+	// Stays says that it is not stopped at the user's last logout, Keeps that it
+	// would not be if our drop-ins were written anew.
+	Stays, Keeps bool
+	// RuntimeDir and Bus say whether /run/user/UID is his, and has a bus.
+	RuntimeDir, Bus bool
+	// Controllers are those of the user's manager, nil if it does not run.
+	Controllers []string
+
+	Settings containersconf.Settings
+	Problems []error
+	Hook     Hook
+
+	// Limits are the settings of the unit that limit what it uses.
+	Limits []string
+	// Offered are the controllers that the kernel offers to all.
+	Offered []string
+
+	Status status.Service
+}
+
+// Home is a user's home directory.
+type Home struct {
+	Path string
+	// Err says why it is no good.
+	Err error
+}
+
+// Points judges the unit.
+func (u Unit) Points() []Point {
+	p := &points{object: u.Name}
+	if !u.loaded(p) {
+		return p.list
+	}
+	u.dropin(p)
+	if u.Unit.User == "" {
+		return p.list
+	}
+	u.account(p)
+	u.manager(p)
+	if _, ok := u.Unit.Tells(); !ok {
+		return p.list
+	}
+	u.settings(p)
+	u.hook(p)
+	u.limits(p)
+	u.mainPID(p)
+	return p.list
+}
+
+// loaded reports whether there is anything to judge.
+func (u Unit) loaded(p *points) bool {
+	const what = "unit"
+	name := terminal.Quote(u.Name)
+	switch {
+	case errors.Is(u.Err, manager.ErrNoUnit) && u.Dropin.Wanted:
+		p.fail(what, "its Quadlet file asks for a user, but systemd has not read that yet", "systemctl daemon-reload && systemctl start "+name)
+		return false
+	case errors.Is(u.Err, manager.ErrNoUnit):
+		p.fail(what, "systemd knows no unit of this name", "write /etc/systemd/system/"+u.Name+", or a Quadlet file, then: systemctl daemon-reload")
+		return false
+	case u.Err != nil:
+		p.fail(what, u.Err.Error(), "systemctl status "+name)
+		return false
+	case u.Unit.LoadState == "masked":
+		p.fail(what, "is masked", "systemctl unmask "+name)
+		return false
+	case u.Unit.LoadState != "loaded":
+		p.fail(what, strings.TrimSuffix(u.Unit.LoadState+": "+u.Unit.LoadError, ": "), "systemd-analyze verify "+name)
+		return false
+	}
+	if reason := u.Unit.Refused(); reason != "" {
+		p.fail(what, "oci-mainpid keeps it from starting: "+reason, "mend that, then: systemctl daemon-reload && systemctl restart "+name)
+		return false
+	}
+	if u.Unit.NeedReload {
+		p.fail(what, "its files have changed since systemd read them", "systemctl daemon-reload && systemctl restart "+name)
+		return true
+	}
+	state := u.Unit.ActiveState
+	if state == "active" {
+		state = u.Unit.SubState
+	}
+	if _, ok := u.Unit.Tells(); ok {
+		state += ", Cgroup=" + string(u.Unit.Cgroup())
+	}
+	p.ok(what, state)
+	return true
+}
+
+// account judges the user.
+func (u Unit) account(p *points) {
+	const what = "user"
+	name := terminal.Quote(u.Unit.User)
+	found := ""
+	if u.AccountErr != nil {
+		// It goes on with a remedy of its own, which knows no free range.
+		found, _, _ = strings.Cut(u.AccountErr.Error(), "; ")
+	}
+	switch {
+	case strings.Contains(found, "subordinate"):
+		p.fail(what, found, fmt.Sprintf("usermod --add-subuids %s --add-subgids %[1]s %s", u.FreeIDs, name))
+		return
+	case found != "":
+		p.fail(what, found, "write the name of a user that exists and is not root")
+		return
+	case u.SharedIDs != "":
+		p.warn(what, fmt.Sprintf("%s shares subordinate IDs with %s: the containers of each can change the files of the other's", u.Account.Name, u.SharedIDs),
+			fmt.Sprintf("usermod --add-subuids %s --add-subgids %[1]s %s, remove the old ranges with --del-subuids and --del-subgids; as the user: podman system migrate", u.FreeIDs, name))
+	default:
+		p.ok(what, fmt.Sprintf("%s (UID %d), has subordinate IDs", u.Account.Name, u.Account.UID))
+	}
+	if u.Home.Err != nil {
+		p.fail("home", u.Home.Err.Error(), fmt.Sprintf("install -d -m 700 -o %s %s", terminal.Quote(u.Account.Name), terminal.Quote(u.Home.Path)))
+	} else {
+		p.ok("home", u.Home.Path)
+	}
+}
+
+// manager judges the user's manager and what it offers.
+func (u Unit) manager(p *points) {
+	const what = "user's manager"
+	if u.AccountErr != nil {
+		return
+	}
+	service := fmt.Sprintf("user@%d.service", u.Account.UID)
+	name := terminal.Quote(u.Account.Name)
+	running := u.UserManager != nil && u.UserManager.ActiveState == "active"
+	switch {
+	case !slices.Contains(u.Unit.After, service) || !slices.Contains(u.Unit.Wants, service):
+		p.fail(what, "the unit does not have Wants= and After="+service+", so it may not be there when podman needs it", u.regenerate())
+		return
+	case u.UserManager != nil && u.UserManager.ActiveState == "failed":
+		p.fail(what, service+" has failed", "systemctl status "+service)
+		return
+	case running && !u.RuntimeDir:
+		p.fail(what, fmt.Sprintf("%s is not a directory of the user's", u.Account.RuntimeDir()), "systemctl restart "+service)
+		return
+	case running && !u.Bus:
+		p.warn(what, fmt.Sprintf("no bus at %s/bus: podman cannot ask for control groups", u.Account.RuntimeDir()),
+			"install the package dbus-user-session (Debian) or dbus-broker, then: systemctl restart "+service)
+		return
+	case running:
+		p.ok(what, service+" is running, with a bus")
+	default:
+		p.ok(what, service+" is not running, the unit starts it")
+	}
+	if u.Stays {
+		p.ok("logout", "the user's manager stays when he logs out")
+	} else {
+		fix := "loginctl enable-linger " + name
+		if u.Keeps {
+			fix = u.regenerate()
+		}
+		p.warn("logout", fmt.Sprintf("after the last logout of %s systemd-logind stops %s, and the container with it", u.Account.Name, service), fix)
+	}
+	if !running {
+		return
+	}
+	var lost []string
+	for _, c := range missing(u.Controllers) {
+		if slices.Contains(u.Offered, c) {
+			lost = append(lost, c)
+		}
+	}
+	switch {
+	case len(lost) > 0:
+		p.warn("controllers", fmt.Sprintf("%s was not delegated %s: podman cannot limit that", service, strings.Join(lost, ", ")),
+			"systemctl edit user@.service, with [Service] and Delegate=cpu cpuset io memory pids; then: systemctl restart "+service)
+	case len(u.Controllers) == 0:
+		p.ok("controllers", "none, the kernel offers none to delegate")
+	default:
+		p.ok("controllers", "delegated: "+strings.Join(u.Controllers, " "))
+	}
+}
+
+// regenerate is the command that makes the unit's drop-in anew.
+func (u Unit) regenerate() string {
+	name := terminal.Quote(u.Name)
+	if u.Dropin.Generator {
+		return "systemctl daemon-reload && systemctl restart " + name
+	}
+	command := "oci-mainpid generate"
+	user := "USER"
+	if u.Unit.User != "" {
+		user = terminal.Quote(u.Unit.User)
+	}
+	command += " --user=" + user
+	cgroup := u.Dropin.Cgroup
+	if _, ok := u.Unit.Tells(); ok && cgroup == "" {
+		cgroup = u.Unit.Cgroup()
+	}
+	if cgroup != "" && cgroup != quadlet.Mixed {
+		command += " --cgroup=" + string(cgroup)
+	}
+	file := u.Dropin.Source
+	if file == "" {
+		file = u.Unit.Fragment
+	}
+	return command + " " + terminal.Quote(file) + " && systemctl daemon-reload && systemctl restart " + name
+}
+
+// settings judges what counts in the end, whatever file it is from.
+func (u Unit) settings(p *points) {
+	const what = "settings"
+	unit := u.Unit
+	tells, _ := unit.Tells()
+	prepares := slices.ContainsFunc(unit.Pre, func(c manager.Command) bool {
+		return c.IsNotifyMainPID() && slices.Contains(c.Arguments, "--prepare") && c.AsRoot()
+	})
+	file := unit.Env(conmonbridge.EnvMainPIDFile)
+	podman, _ := unit.Podman()
+	cgroups, _ := podman.Option("--cgroups")
+	wrong := ""
+	switch {
+	case !tells.AsRoot():
+		wrong = "ExecStartPost= runs notify-mainpid without +: only root can tell systemd the main PID of a process outside the unit"
+	case !prepares:
+		wrong = "no ExecStartPre=+ runs notify-mainpid --prepare"
+	case file == "":
+		wrong = conmonbridge.EnvMainPIDFile + " is not in the unit's environment: the hook leaves its containers alone"
+	case !slices.Contains(tells.Arguments, file):
+		wrong = fmt.Sprintf("the hook writes %s, but notify-mainpid waits for another file", file)
+	case unit.Env("XDG_RUNTIME_DIR") != u.Account.RuntimeDir() && u.AccountErr == nil:
+		wrong = "XDG_RUNTIME_DIR is not " + u.Account.RuntimeDir()
+	case u.overridden() != "":
+		wrong = u.overridden()
+	case !unit.Delegate && cgroups == "split":
+		wrong = "Delegate=no, but podman has --cgroups=split: it may not make control groups in the unit's"
+	case unit.NotifyAccess == "none" || unit.NotifyAccess == "main":
+		wrong = fmt.Sprintf("NotifyAccess=%s: systemd does not listen to notify-mainpid", unit.NotifyAccess)
+	case (unit.Type == "notify" || unit.Type == "notify-reload") && !unit.Delegate:
+		wrong = "Type=notify without Delegate=: READY=1 is lost with the first podman after boot"
+	case unit.Type != "notify" && unit.Type != "notify-reload" && unit.Env(conmonbridge.EnvResultFile) == "":
+		wrong = fmt.Sprintf("Type=%s, and %s is not in the environment: podman can end before systemd has the main PID", unit.Type, conmonbridge.EnvResultFile)
+	case unit.Properties.String("PIDFile") != "":
+		wrong = "PIDFile= is set: systemd would look there for the main PID, too"
+	}
+	switch {
+	case wrong != "" && (u.Dropin.Current || u.overridden() != ""):
+		p.fail(what, wrong, fmt.Sprintf("see what comes after %s in: systemctl cat %s", quadlet.DropinName, terminal.Quote(u.Name)))
+		return
+	case wrong != "":
+		p.fail(what, wrong, u.regenerate())
+		return
+	}
+	how := "by name, owned by the user"
+	if slices.Contains(unit.OpenFiles, file) {
+		how = "by OpenFile="
+	}
+	p.ok(what, fmt.Sprintf("Type=%s, Delegate=%s, mainpid file %s", unit.Type, map[bool]string{true: "yes", false: "no"}[unit.Delegate], how))
+}
+
+// overridden returns which setting of the drop-in does not count, if one does
+// not: another drop-in comes after it.
+func (u Unit) overridden() string {
+	if u.Dropin.Text == nil {
+		return ""
+	}
+	for _, s := range []struct{ key, counts string }{
+		{"Delegate", map[bool]string{true: "yes", false: "no"}[u.Unit.Delegate]},
+		{"Type", u.Unit.Type},
+		{"NotifyAccess", u.Unit.NotifyAccess},
+		{"User", u.Unit.User},
+	} {
+		if want := u.Dropin.Text.Get("Service", s.key); want != "" && want != s.counts {
+			return fmt.Sprintf("%s=%s is what counts, not %[1]s=%[3]s of the drop-in", s.key, s.counts, want)
+		}
+	}
+	return ""
+}
+
+func (u Unit) hook(p *points) {
+	podman, _ := u.Unit.Podman()
+	s, problems := u.Settings, u.Problems
+	if _, ok := podman.Option("--module"); ok {
+		problems = append(problems, errors.New("podman has --module"))
+	}
+	if file := u.Unit.Env("CONTAINERS_CONF"); file != "" {
+		problems = append(problems, fmt.Errorf("%s (CONTAINERS_CONF)", file))
+	}
+	if file := u.Unit.Env("CONTAINERS_CONF_OVERRIDE"); file != "" {
+		problems = append(problems, fmt.Errorf("%s (CONTAINERS_CONF_OVERRIDE)", file))
+	}
+	u.Hook.judge(p, s, problems)
+}
+
+func (u Unit) limits(p *points) {
+	const what = "limits"
+	if len(u.Limits) == 0 {
+		p.ok(what, "none in the unit")
+		return
+	}
+	set := strings.Join(u.Limits, ", ")
+	if u.Unit.Cgroup() != quadlet.Service {
+		p.warn(what, fmt.Sprintf("%s in the unit does not bind the container, whose processes are in the control group of the user's manager", set),
+			"oci-mainpid generate --cgroup=service (in a Quadlet file: Cgroup=service), or give the limit to podman")
+		return
+	}
+	for controller, settings := range map[string]string{"memory": "Memory", "cpu": "CPU", "pids": "Tasks", "io": "IO"} {
+		if !slices.Contains(u.Offered, controller) && slices.ContainsFunc(u.Limits, func(l string) bool { return strings.HasPrefix(l, settings) }) {
+			p.warn(what, fmt.Sprintf("%s: the kernel does not offer the controller %s, so it does not bind", set, controller), "see the point cgroups of this machine")
+			return
+		}
+	}
+	p.ok(what, set+" bind the container")
+}
+
+func (u Unit) mainPID(p *points) {
+	const what = "main process"
+	s := u.Status
+	name := terminal.Quote(u.Name)
+	switch {
+	case len(s.LeftOver) > 0:
+		p.fail(what, s.Problem, u.remove(s.LeftOver[0]))
+	case s.Agrees != nil && !*s.Agrees:
+		p.fail(what, s.Problem, "oci-mainpid explain "+name+"; systemctl restart "+name)
+	case s.Agrees != nil:
+		p.ok(what, fmt.Sprintf("%d, conmon of container %s, verified", s.MainPID, s.Conmon.Container))
+	case s.ActiveState == "failed":
+		p.warn(what, fmt.Sprintf("the last start failed (%s)", s.Result), "oci-mainpid explain "+name)
+	default:
+		p.ok(what, "none, the unit is "+s.ActiveState)
+	}
+}
+
+// remove is the command that removes a container that was left over.
+func (u Unit) remove(c status.Conmon) string {
+	// What the user may have forged is not fit to be typed by root.
+	if len(c.ContainerID) != 64 || strings.Trim(c.ContainerID, "0123456789abcdef") != "" || u.AccountErr != nil {
+		return fmt.Sprintf("kill %d", c.PID)
+	}
+	return fmt.Sprintf("systemd-run --pipe --wait --uid=%d --setenv=XDG_RUNTIME_DIR=%s podman rm -f %.12s", u.Account.UID, u.Account.RuntimeDir(), c.ContainerID)
+}
+
+// dropin judges our drop-in.
+func (u Unit) dropin(p *points) {
+	const what = "drop-in"
+	d := u.Dropin
+	_, tells := u.Unit.Tells()
+	switch {
+	case d.Path == "" && d.Wanted:
+		p.fail(what, "its Quadlet file asks for a user, but systemd has no drop-in of the generator", "systemctl daemon-reload && systemctl restart "+terminal.Quote(u.Name))
+	case d.Path == "" && tells:
+		p.ok(what, "none: the unit runs notify-mainpid of itself")
+	case d.Path == "":
+		user := ", and no User="
+		if u.Unit.User != "" {
+			user = ""
+		}
+		p.fail(what, quadlet.DropinName+" is not there"+user, u.regenerate())
+	case d.Err != nil && u.AccountErr != nil:
+		// The point user says it.
+	case d.Err != nil:
+		p.warn(what, fmt.Sprintf("%s could not be compared with what would be written now: %v", d.Path, d.Err), u.regenerate())
+	case d.Foreign:
+		p.ok(what, d.Path+", written by hand, not compared")
+	case !d.Current:
+		p.fail(what, d.Path+" is not what would be written now: the unit or oci-mainpid has changed since", u.regenerate())
+	default:
+		p.ok(what, "current: "+shorten(d.Path))
+	}
+}
+
+// shorten leaves out of a drop-in's path what every unit's has.
+func shorten(path string) string { return filepath.Dir(filepath.Dir(path)) }

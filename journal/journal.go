@@ -1,0 +1,184 @@
+// Package journal reads systemd's journal by way of journalctl(1): the library
+// that reads it without needs cgo, which this project does without.
+package journal
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Bounds of what is read, whatever processes wrote into the journal.
+const (
+	maxEntry = 256 << 10 // bytes of one entry in JSON
+	timeout  = 30 * time.Second
+)
+
+// fields are those that Entry has; journalctl leaves out the others.
+var fields = []string{
+	"MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER", "_TRANSPORT",
+	"_PID", "_UID", "_COMM", "_EXE", "_CMDLINE",
+	"_SYSTEMD_UNIT", "_SYSTEMD_USER_UNIT", "_SYSTEMD_INVOCATION_ID",
+	"UNIT", "INVOCATION_ID", "JOB_TYPE", "JOB_RESULT",
+	"CONTAINER_NAME", "CONTAINER_ID", "CONTAINER_ID_FULL", "PODMAN_EVENT", "PODMAN_TYPE", "PODMAN_NAME", "PODMAN_ID",
+	"OCI_MAINPID_PID", "_AUDIT_TYPE_NAME",
+}
+
+// Entry is an entry of the journal, systemd.journal-fields(7). Its text is as
+// its author wrote it: clean it before it is shown.
+type Entry struct {
+	// Time is when journald received it, Monotonic the same on the clock of this
+	// boot.
+	Time      time.Time
+	Monotonic time.Duration
+	Message   string
+	// Fields are the others, of several values of one field the first.
+	Fields map[string]string
+}
+
+// PID returns the process that wrote it, 0 if unknown.
+func (e *Entry) PID() int {
+	pid, err := strconv.Atoi(e.Fields["_PID"])
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// FromManager reports whether the system's manager wrote it: PID 1, which
+// nobody else can pretend to be.
+func (e *Entry) FromManager() bool { return e.Fields["_PID"] == "1" && e.Fields["_UID"] == "0" }
+
+// Query says what to read.
+type Query struct {
+	// Matches are as in journalctl(1): FIELD=VALUE, and "+" for or.
+	Matches []string
+	// Since and Until bound the time, to the second; zero does not.
+	Since, Until time.Time
+	// Boot leaves out what was before this boot.
+	Boot bool
+	// Newest reads the newest entry first.
+	Newest bool
+	// Most is the number of entries after which it is enough.
+	Most int
+}
+
+func (q Query) arguments() []string {
+	args := []string{"--quiet", "--no-pager", "--output=json", "--output-fields=" + strings.Join(fields, ",")}
+	if q.Newest {
+		args = append(args, "--reverse", "--lines="+strconv.Itoa(q.Most))
+	}
+	if q.Boot {
+		args = append(args, "--boot")
+	}
+	if !q.Since.IsZero() {
+		args = append(args, "--since=@"+strconv.FormatInt(q.Since.Unix(), 10))
+	}
+	if !q.Until.IsZero() {
+		args = append(args, "--until=@"+strconv.FormatInt(q.Until.Unix()+1, 10))
+	}
+	return append(args, q.Matches...)
+}
+
+// Read calls f for the entries, until it returns false. Without a journal, or
+// none that may be read, there are no entries.
+func Read(ctx context.Context, q Query, f func(Entry) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "journalctl", q.arguments()...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	stdout, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return fmt.Errorf("read the journal: %w", err)
+	}
+	enough, err := parse(stdout, q.Most, f)
+	if enough || err != nil {
+		cancel() // journalctl may have more to say
+	}
+	waitErr := cmd.Wait()
+	switch {
+	case err != nil:
+		return fmt.Errorf("read the journal: %w", err)
+	case enough:
+		return nil
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fmt.Errorf("read the journal: journalctl took longer than %v", timeout)
+	case waitErr != nil:
+		line, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
+		return fmt.Errorf("read the journal: journalctl: %w: %s", waitErr, line)
+	}
+	return nil
+}
+
+// parse reads one JSON object a line; enough says that there may be more.
+func parse(r io.Reader, most int, f func(Entry) bool) (enough bool, err error) {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(make([]byte, 64<<10), maxEntry)
+	for n := 0; lines.Scan(); n++ {
+		if n == most {
+			return true, nil
+		}
+		e, err := parseEntry(lines.Bytes())
+		if err != nil {
+			return false, err
+		}
+		if !f(e) {
+			return true, nil
+		}
+	}
+	return false, lines.Err()
+}
+
+// parseEntry reads what journalctl calls json. A value is a string; an array of
+// bytes if it is not printable text; an array of those if the field has several;
+// null if it is large.
+func parseEntry(line []byte) (Entry, error) {
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(line, &raw); err != nil {
+		return Entry{}, fmt.Errorf("entry %.40q: %w", line, err)
+	}
+	e := Entry{Fields: make(map[string]string, len(raw))}
+	for name, v := range raw {
+		e.Fields[name] = value(v)
+	}
+	realtime, err := strconv.ParseInt(e.Fields["__REALTIME_TIMESTAMP"], 10, 64)
+	if err != nil {
+		return Entry{}, fmt.Errorf("entry %.40q: no time", line)
+	}
+	monotonic, _ := strconv.ParseInt(e.Fields["__MONOTONIC_TIMESTAMP"], 10, 64)
+	e.Time, e.Monotonic = time.UnixMicro(realtime), time.Duration(monotonic)*time.Microsecond
+	e.Message = e.Fields["MESSAGE"]
+	return e, nil
+}
+
+func value(v json.RawMessage) string {
+	var text string
+	if json.Unmarshal(v, &text) == nil {
+		return text
+	}
+	var bytewise []uint16 // a []byte would be taken for base64
+	if json.Unmarshal(v, &bytewise) == nil {
+		b := make([]byte, len(bytewise))
+		for i, n := range bytewise {
+			b[i] = byte(n)
+		}
+		return string(b)
+	}
+	var several []json.RawMessage
+	if json.Unmarshal(v, &several) == nil && len(several) > 0 {
+		return value(several[0])
+	}
+	return ""
+}

@@ -1,0 +1,278 @@
+// Package manager asks the system's manager, PID 1, over D-Bus about the units
+// that run their containers as a user: org.freedesktop.systemd1(5).
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
+
+	"oci-mainpid-hook/quadlet"
+)
+
+// callTimeout bounds one question; PID 1 answers within milliseconds unless it
+// is reloading.
+const callTimeout = 25 * time.Second
+
+// Manager is a connection to PID 1.
+type Manager struct {
+	conn *systemd.Conn
+	// lost are closed when a connection of conn's ends.
+	lost []<-chan struct{}
+}
+
+// privateSocket is where PID 1 itself listens, for root.
+const privateSocket = "unix:path=/run/systemd/private"
+
+// Connect connects to PID 1: by the system bus, which outlives systemctl
+// daemon-reexec; where there is none, root by the socket of PID 1.
+func Connect(ctx context.Context) (*Manager, error) {
+	m := &Manager{}
+	var err error
+	m.conn, err = systemd.NewConnection(func() (*dbus.Conn, error) { return m.dial(ctx, true) })
+	if err != nil && os.Geteuid() == 0 {
+		m.lost = nil
+		m.conn, err = systemd.NewConnection(func() (*dbus.Conn, error) { return m.dial(ctx, false) })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("connect to systemd over D-Bus: %w; is systemd PID 1 here?", err)
+	}
+	return m, nil
+}
+
+func (m *Manager) dial(ctx context.Context, bus bool) (*dbus.Conn, error) {
+	var conn *dbus.Conn
+	var err error
+	if bus {
+		conn, err = dbus.SystemBusPrivate(dbus.WithContext(ctx))
+	} else {
+		conn, err = dbus.Dial(privateSocket, dbus.WithContext(ctx))
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))})
+	if err == nil && bus {
+		err = conn.Hello()
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	m.lost = append(m.lost, conn.Context().Done())
+	return conn, nil
+}
+
+// Close closes the connection.
+func (m *Manager) Close() { m.conn.Close() }
+
+// Version returns systemd's version as it says it, "257.13-1~deb13u1".
+func (m *Manager) Version() (string, error) {
+	text, err := m.conn.GetManagerProperty("Version")
+	if err != nil {
+		return "", fmt.Errorf("ask systemd for its version: %w", err)
+	}
+	return strings.Trim(text, `"`), nil
+}
+
+// DefaultTasksMax returns the TasksMax= of a unit that has none of its own.
+func (m *Manager) DefaultTasksMax() (uint64, error) {
+	text, err := m.conn.GetManagerProperty("DefaultTasksMax")
+	if err != nil {
+		return 0, fmt.Errorf("ask systemd for DefaultTasksMax: %w", err)
+	}
+	return strconv.ParseUint(strings.TrimPrefix(text, "@t "), 0, 64) // GVariant text
+}
+
+// ErrNoUnit says that systemd knows no unit of that name.
+var ErrNoUnit = errors.New("there is no such unit")
+
+// Unit returns what systemd knows of a service, which it loads if need be. The
+// error is ErrNoUnit where there is none.
+func (m *Manager) Unit(ctx context.Context, name string) (*Unit, error) {
+	if err := quadlet.CheckServiceName(name); err != nil {
+		return nil, err
+	}
+	if quadlet.IsTemplate(name) {
+		return nil, fmt.Errorf("%s is a template, name one of its instances", name)
+	}
+	p, err := m.properties(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	u := newUnit(name, p)
+	if u.LoadState == "not-found" {
+		return nil, fmt.Errorf("%s: %w", name, ErrNoUnit)
+	}
+	return u, nil
+}
+
+func (m *Manager) properties(ctx context.Context, name string) (Properties, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	p, err := m.conn.GetAllPropertiesContext(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("ask systemd for %s: %w", name, err)
+	}
+	return p, nil
+}
+
+// dropinDirs is where drop-ins of ours can be, generators' directories included,
+// systemd.unit(5).
+var dropinDirs = append([]string{"/run/systemd/generator.early", "/run/systemd/generator", "/run/systemd/generator.late"}, quadlet.UnitDirs...)
+
+// Ours returns the names of the services that are ours, sorted: that have our
+// drop-in, or run notify-mainpid after their start. These are units that systemd
+// has loaded, and those that it would, because the drop-in is there.
+func (m *Manager) Ours(ctx context.Context) ([]string, error) {
+	loaded, err := m.Loaded(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := onDisk(dropinDirs)
+	for _, name := range loaded {
+		if slices.Contains(names, name) {
+			continue
+		}
+		ours, err := m.IsOurs(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if ours {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// Loaded returns the names of all services that systemd has loaded.
+func (m *Manager) Loaded(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	units, err := m.conn.ListUnitsByPatternsContext(ctx, nil, []string{"*.service"})
+	if err != nil {
+		return nil, fmt.Errorf("ask systemd for its units: %w", err)
+	}
+	var names []string
+	for _, u := range units {
+		if u.LoadState == "loaded" && u.Followed == "" {
+			names = append(names, u.Name)
+		}
+	}
+	return names, nil
+}
+
+// IsUserManager reports whether a service is systemd's for a user: its drop-in
+// may be ours, but it runs no container.
+func IsUserManager(name string) bool {
+	return strings.HasPrefix(name, "user@") || strings.HasPrefix(name, "user-runtime-dir@")
+}
+
+// IsOurs reports whether the service is one of ours.
+func (m *Manager) IsOurs(ctx context.Context, name string) (bool, error) {
+	if IsUserManager(name) {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	// Two properties of hundreds: units are many.
+	dropins, err := m.conn.GetUnitPropertyContext(ctx, name, "DropInPaths")
+	if err != nil {
+		return false, fmt.Errorf("ask systemd for the drop-ins of %s: %w", name, err)
+	}
+	post, err := m.conn.GetServicePropertyContext(ctx, name, "ExecStartPost")
+	if err != nil {
+		return false, fmt.Errorf("ask systemd for the commands of %s: %w", name, err)
+	}
+	p := Properties{"DropInPaths": dropins.Value.Value(), "ExecStartPost": post.Value.Value()}
+	return ours(p.Strings("DropInPaths"), p.Commands("ExecStartPost")), nil
+}
+
+func ours(dropins []string, post []Command) bool {
+	return dropin(dropins) != "" || slices.ContainsFunc(post, Command.IsNotifyMainPID)
+}
+
+// dropin returns our drop-in among a unit's, or "".
+func dropin(paths []string) string {
+	for _, path := range paths {
+		if filepath.Base(path) == quadlet.DropinName {
+			return path
+		}
+	}
+	return ""
+}
+
+// onDisk returns the services that have our drop-in in one of the directories.
+// Those of templates count for instances only, which nobody can list.
+func onDisk(dirs []string) []string {
+	var names []string
+	for _, dir := range dirs {
+		paths, err := filepath.Glob(filepath.Join(dir, "*.service.d", quadlet.DropinName))
+		if err != nil {
+			continue
+		}
+		for _, path := range paths {
+			name := strings.TrimSuffix(filepath.Base(filepath.Dir(path)), ".d")
+			if quadlet.CheckServiceName(name) == nil && !quadlet.IsTemplate(name) && !IsUserManager(name) && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+// Watch sends the name of each service of which something has changed, an empty
+// name where more changed than could be told. It ends, and closes the channel,
+// when ctx does or the connection is lost. Nothing polls: systemd says it,
+// PropertiesChanged in org.freedesktop.systemd1(5).
+func (m *Manager) Watch(ctx context.Context) (<-chan string, error) {
+	updates := make(chan *systemd.PropertiesUpdate, 256)
+	missed := make(chan error, 1)
+	m.conn.SetPropertiesSubscriber(updates, missed)
+	if err := m.conn.Subscribe(); err != nil {
+		return nil, fmt.Errorf("subscribe to the changes of units: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	for _, lost := range m.lost {
+		go func() {
+			select {
+			case <-lost:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+	}
+	names := make(chan string)
+	go func() {
+		defer cancel()
+		defer close(names)
+		for {
+			name := ""
+			select {
+			case <-ctx.Done():
+				return
+			case <-missed:
+			case u := <-updates:
+				if name = u.UnitName; !strings.HasSuffix(name, ".service") {
+					continue
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case names <- name:
+			}
+		}
+	}()
+	return names, nil
+}

@@ -1,0 +1,133 @@
+package manager
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"oci-mainpid-hook/quadlet"
+)
+
+// with returns the recorded properties with some of them changed.
+func with(changes Properties) Properties {
+	p := maps.Clone(recorded)
+	maps.Copy(p, changes)
+	return p
+}
+
+// run is a command as systemd has it, with flags.
+func run(flags []string, args ...string) []any {
+	return []any{args[0], args, flags, uint64(1), uint64(2), uint64(3), uint64(4), uint32(5), int32(1), int32(3)}
+}
+
+func TestUnitFromRecordedProperties(t *testing.T) {
+	u := newUnit("usr.service", recorded)
+	if u.User != "db" || u.UID != 1001 || u.Type != "exec" || u.Delegate || u.Cgroup() != quadlet.User {
+		t.Errorf("%+v", u)
+	}
+	if u.ActiveState != "active" || u.SubState != "running" || u.MainPID == 0 || u.Result != "success" || u.StateChange.IsZero() || u.InactiveExit == 0 || u.ActiveEnter < u.InactiveExit {
+		t.Errorf("%+v", u)
+	}
+	if len(u.InvocationID) != 32 {
+		t.Errorf("invocation ID %q", u.InvocationID)
+	}
+	if u.Dropin != "/etc/systemd/system/usr.service.d/50-oci-mainpid.conf" || !u.Ours() {
+		t.Errorf("drop-in %q", u.Dropin)
+	}
+	if !slices.Equal(u.OpenFiles, []string{"/run/oci-mainpid/usr.service/mainpid"}) || u.Env("OCI_MAINPID_FILE") != u.OpenFiles[0] || u.Env("NONE") != "" {
+		t.Errorf("%q %q", u.OpenFiles, u.Environment)
+	}
+	podman, ok := u.Podman()
+	cgroups, given := podman.Option("--cgroups")
+	if !ok || !given || cgroups != "no-conmon" || podman.AsRoot() || podman.PID == 0 || podman.StartedMonotonic == 0 {
+		t.Errorf("%+v", podman)
+	}
+	tells, ok := u.Tells()
+	if user, _ := tells.Option("--user"); !ok || user != "1001" || !tells.AsRoot() || tells.Code != 1 || tells.Status != 0 || tells.EndedMonotonic <= tells.StartedMonotonic {
+		t.Errorf("%+v", tells)
+	}
+	if len(u.Pre) == 0 || !u.Pre[0].IsNotifyMainPID() || u.Pre[0].Tells() || u.Kube() || u.Refused() != "" {
+		t.Errorf("%+v", u.Pre)
+	}
+}
+
+func TestUnitOfOtherKinds(t *testing.T) {
+	for name, c := range map[string]struct {
+		changes Properties
+		check   func(*Unit) bool
+	}{
+		"mixed": {
+			Properties{"Delegate": true, "ExecStartEx": [][]any{run(nil, "/usr/bin/podman", "run", "--cgroups", "enabled")}},
+			func(u *Unit) bool { return u.Cgroup() == quadlet.Mixed },
+		},
+		"service": {
+			Properties{"Delegate": true, "ExecStartEx": [][]any{run(nil, "/usr/bin/podman", "run", "--cgroups=split", "x", "--cgroups=no")}},
+			func(u *Unit) bool { return u.Cgroup() == quadlet.Service },
+		},
+		"kube": {
+			Properties{"ExecStartPostEx": [][]any{run([]string{"privileged"}, "/x/notify-mainpid", "--user=1", "--require=kube")}},
+			(*Unit).Kube,
+		},
+		"refused": {
+			Properties{"ExecStartEx": [][]any{run(nil, "/usr/bin/oci-mainpid", "refuse", "--unit=usr.service", "no such user")}},
+			func(u *Unit) bool { return u.Refused() == "no such user" },
+		},
+		"no drop-in, but notify-mainpid": {
+			Properties{"DropInPaths": []string{"/etc/x.conf"}},
+			func(u *Unit) bool { return u.Dropin == "" && u.Ours() },
+		},
+		"none of ours": {
+			Properties{"DropInPaths": []string{}, "ExecStartPostEx": [][]any{}, "ExecStartPost": [][]any{}},
+			func(u *Unit) bool { return !u.Ours() },
+		},
+		"no flags, before systemd 243": {
+			Properties{"ExecStartEx": nil, "ExecStart": [][]any{{"/usr/bin/podman", []string{"podman"}, false, uint64(1), uint64(2), uint64(3), uint64(4), uint32(5), int32(1), int32(0)}}},
+			func(u *Unit) bool { p, ok := u.Podman(); return ok && p.PID == 5 },
+		},
+		"not started: the user's UID from the unit": {
+			Properties{"UID": uint32(unknownUID)},
+			func(u *Unit) bool { return u.UID == 1001 },
+		},
+		"root's": {
+			Properties{"UID": uint32(unknownUID), "User": ""},
+			func(u *Unit) bool { return u.UID == 0 },
+		},
+		"never started": {
+			Properties{"InvocationID": []byte{}, "StateChangeTimestamp": uint64(0)},
+			func(u *Unit) bool { return u.InvocationID == "" && u.StateChange.IsZero() },
+		},
+		"not loaded": {
+			Properties{"LoadState": "bad-setting", "LoadError": []any{"org.x", "Unit has a bad setting."}},
+			func(u *Unit) bool { return u.LoadError == "Unit has a bad setting." },
+		},
+		"a systemd that changed every type": {
+			Properties{"MainPID": "7", "ExecStartEx": "x", "ExecStart": 5, "OpenFile": nil, "Environment": 1, "LoadError": "x", "InvocationID": "x"},
+			func(u *Unit) bool { return u.MainPID == 0 && len(u.Start) == 0 },
+		},
+	} {
+		if u := newUnit("usr.service", with(c.changes)); !c.check(u) {
+			t.Errorf("%s: %+v", name, u)
+		}
+	}
+}
+
+func TestOnDisk(t *testing.T) {
+	etc, run := t.TempDir(), t.TempDir()
+	for _, path := range []string{
+		etc + "/web.service.d/50-oci-mainpid.conf", run + "/web.service.d/50-oci-mainpid.conf", run + "/db@1.service.d/50-oci-mainpid.conf",
+		run + "/db@.service.d/50-oci-mainpid.conf", run + "/x y.service.d/50-oci-mainpid.conf", run + "/other.service.d/60-x.conf", run + "/a.socket.d/50-oci-mainpid.conf",
+		run + "/user@1000.service.d/50-oci-mainpid.conf", run + "/user-runtime-dir@1000.service.d/50-oci-mainpid.conf",
+	} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := onDisk([]string{etc, run, "/nonexistent"}); !slices.Equal(got, []string{"web.service", "db@1.service"}) {
+		t.Errorf("%q", got)
+	}
+}

@@ -1,0 +1,268 @@
+package quadlet
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// quadletTimeout bounds Quadlet's run; systemd gives all generators 90 s,
+// systemd.generator(7).
+const quadletTimeout = 60 * time.Second
+
+// quadletPaths is where Quadlet's generator is: as systemd looks for it, and
+// where distributions keep the program itself.
+var quadletPaths = []string{
+	"/run/systemd/system-generators/podman-system-generator",
+	"/etc/systemd/system-generators/podman-system-generator",
+	"/usr/local/lib/systemd/system-generators/podman-system-generator",
+	"/usr/lib/systemd/system-generators/podman-system-generator",
+	"/lib/systemd/system-generators/podman-system-generator",
+	"/usr/libexec/podman/quadlet",
+	"/usr/lib/podman/quadlet",
+}
+
+// ErrNoQuadlet is returned where podman's generator is not installed.
+var ErrNoQuadlet = errors.New("Quadlet's generator, podman-system-generator, is not installed")
+
+// FindQuadlet returns the path of Quadlet's generator. masked says that the
+// administrator turned it off, by a link to /dev/null.
+func FindQuadlet() (path string, masked bool, err error) {
+	for _, path := range quadletPaths {
+		info, err := os.Stat(path)
+		switch {
+		case err != nil:
+		case isNull(info) || info.Size() == 0:
+			return "", true, nil
+		case info.Mode().IsRegular() && info.Mode()&0o111 != 0:
+			return path, false, nil
+		}
+	}
+	return "", false, ErrNoQuadlet
+}
+
+// Converted is one service that Quadlet makes.
+type Converted struct {
+	// Name is the service's.
+	Name string
+	// Source is the path of the Quadlet file.
+	Source string
+	Unit   *Unit
+}
+
+// File is the Quadlet file's name, by which others refer to it.
+func (c *Converted) File() string { return filepath.Base(c.Source) }
+
+// Convert runs Quadlet's generator without effect and returns the services that
+// it would write, and the lines that it logged. unitDirs, if not empty, are read
+// rather than the system's. Quadlet's complaint about one file is no error.
+//
+// Each service has its Source and our section, also where an old Quadlet does
+// not write SourcePath= or does not read drop-ins.
+func Convert(quadlet string, unitDirs []string) (services []Converted, messages []string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), quadletTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, quadlet, "--dryrun")
+	if len(unitDirs) > 0 {
+		cmd.Env = append(os.Environ(), "QUADLET_UNIT_DIRS="+strings.Join(unitDirs, ":"))
+	}
+	// Files rather than pipes: reading a pipe would take the processor from
+	// Quadlet a thousand times, for a thousand units.
+	stdout, err := memoryFile("stdout")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer stdout.Close()
+	stderr, err := memoryFile("stderr")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer stderr.Close()
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	dirs := SearchDirs()
+	if len(unitDirs) > 0 {
+		dirs = searchBelow(unitDirs, "")
+	}
+	if err = cmd.Start(); err != nil {
+		return nil, nil, err
+	}
+	var dropins []string
+	for _, dir := range dirs {
+		dropins = append(dropins, askingDropins(dir, readNames(dir))...)
+	}
+	err = cmd.Wait()
+	// It exits with 1 when a file is wrong, having printed the others.
+	exit := (*exec.ExitError)(nil)
+	if errors.As(err, &exit) && exit.ExitCode() == 1 {
+		err = nil
+	}
+	text, readErr := readBack(stdout)
+	if err = cmp.Or(ctx.Err(), err, readErr); err == nil {
+		services, err = parseDryRun(text)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s --dryrun: %w", quadlet, err)
+	}
+	log, err := readBack(stderr)
+	if err != nil {
+		return nil, nil, err
+	}
+	for line := range strings.Lines(string(log)) {
+		line = strings.TrimSpace(line)
+		if _, message, ok := strings.Cut(line, "]: "); ok && strings.HasPrefix(line, "quadlet-generator[") {
+			line = message
+		}
+		if line != "" {
+			messages = append(messages, line)
+		}
+	}
+	supplement(services, dirs, dropins)
+	return services, messages, nil
+}
+
+// supplement adds to the services what Quadlet left out. Before podman 5 it
+// names the source of containers and kube units only, and reads no drop-ins.
+// dropins are the names of their directories in which something asks.
+func supplement(services []Converted, dirs, dropins []string) {
+	var sources map[string]string // by service
+	asked := func(name string) bool { return slices.Contains(dropins, name) }
+	for i := range services {
+		s := &services[i]
+		if s.Source == "" {
+			if sources == nil {
+				sources = servicesOf(dirs)
+			}
+			if s.Source = sources[s.Name]; s.Source == "" {
+				continue
+			}
+		}
+		if len(dropins) == 0 || !slices.ContainsFunc(dropinNames(s.File()), asked) || readRequest(s.Unit).present {
+			continue
+		}
+		u, err := loadQuadlet(s.Source, dirs)
+		if err != nil {
+			continue
+		}
+		for _, name := range u.sections {
+			if meansMainPID(name) {
+				s.Unit.addSection(name)
+			}
+		}
+		for _, a := range u.Assignments {
+			if meansMainPID(a.Section) || a.Section == "Service" && a.Key == "User" {
+				s.Unit.Assignments = append(s.Unit.Assignments, a)
+			}
+		}
+	}
+}
+
+// servicesOf returns the Quadlet files in the directories by the service that
+// Quadlet makes of each.
+func servicesOf(dirs []string) map[string]string {
+	sources := map[string]string{}
+	for name, path := range quadletFiles(dirs) {
+		if u, err := loadQuadlet(path, dirs); err == nil {
+			sources[serviceName(name, u)] = path
+		}
+	}
+	return sources
+}
+
+// memoryFile returns a file that is nowhere but in memory, memfd_create(2).
+func memoryFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func readBack(f *os.File) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, info.Size())
+	_, err = f.ReadAt(data, 0)
+	return data, err
+}
+
+// parseDryRun reads "---NAME---" lines, each with the text of a service below.
+func parseDryRun(out []byte) ([]Converted, error) {
+	var services []Converted
+	var texts [][]byte
+	start := 0 // of the present service's text
+	for at := 0; at < len(out); {
+		line := out[at:]
+		if end := bytes.IndexByte(line, '\n'); end >= 0 {
+			line = line[:end+1]
+		}
+		if name, ok := dryRunHeader(line); ok {
+			if len(services) > 0 {
+				texts = append(texts, out[start:at])
+			}
+			services = append(services, Converted{Name: name})
+			start = at + len(line)
+		} else if len(services) == 0 {
+			return nil, fmt.Errorf("unexpected line %q", clip(string(line)))
+		}
+		at += len(line)
+	}
+	if len(services) == 0 {
+		return nil, nil
+	}
+	texts = append(texts, out[start:])
+	failed := make([]error, len(services))
+	Parallel(len(services), func(i int) {
+		s := &services[i]
+		if s.Unit, failed[i] = Parse(texts[i]); failed[i] != nil {
+			failed[i] = fmt.Errorf("%s: %w", s.Name, failed[i])
+			return
+		}
+		s.Source = s.Unit.Get("Unit", "SourcePath")
+	})
+	if err := errors.Join(failed...); err != nil {
+		return nil, err
+	}
+	return services, nil
+}
+
+func dryRunHeader(line []byte) (name string, ok bool) {
+	if !bytes.HasPrefix(line, []byte("---")) {
+		return "", false
+	}
+	name, ok = strings.CutSuffix(strings.TrimSuffix(string(line[3:]), "\n"), ".service---")
+	return name + ".service", ok && name != ""
+}
+
+// serviceName is the name that Quadlet gives the service of a file.
+func serviceName(file string, u *Unit) string {
+	ext := filepath.Ext(file)
+	group := strings.ToUpper(ext[1:2]) + ext[2:]
+	if name := unquoteValue(u.Get(group, "ServiceName")); name != "" {
+		return name + ".service"
+	}
+	base := strings.TrimSuffix(file, ext)
+	if template, ok := strings.CutSuffix(base, "@"); ok {
+		return template + kinds[ext] + "@.service"
+	}
+	return base + kinds[ext] + ".service"
+}
+
+// unquoteValue removes one pair of double quotes around a value, as Quadlet does.
+func unquoteValue(v string) string {
+	if len(v) >= 2 && v[0] == '"' && v[len(v)-1] == '"' {
+		return v[1 : len(v)-1]
+	}
+	return v
+}

@@ -1,0 +1,276 @@
+package quadlet
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// kinds are the types of Quadlet files, podman-systemd.unit(5), with what
+// Quadlet appends to the name of the service that it makes of one.
+var kinds = map[string]string{
+	".container": "",
+	".kube":      "",
+	".pod":       "-pod",
+	".volume":    "-volume",
+	".network":   "-network",
+	".image":     "-image",
+	".build":     "-build",
+	".artifact":  "-artifact",
+}
+
+// IsQuadlet reports whether name is that of a Quadlet file.
+func IsQuadlet(name string) bool {
+	_, ok := kinds[filepath.Ext(name)]
+	return ok
+}
+
+// SearchDirs returns the directories in which Quadlet looks for the system's
+// files, in its order, podman-systemd.unit(5): those of $QUADLET_UNIT_DIRS or
+// else the three of the system, each with what is below, except drop-ins and
+// the files of users.
+func SearchDirs() []string {
+	if env := os.Getenv("QUADLET_UNIT_DIRS"); env != "" {
+		return searchBelow(filepath.SplitList(env), "")
+	}
+	users := "/etc/containers/systemd/users"
+	if resolved, err := filepath.EvalSymlinks(users); err == nil {
+		users = resolved
+	}
+	return searchBelow([]string{"/run/containers/systemd", "/etc/containers/systemd", "/usr/share/containers/systemd"}, users)
+}
+
+// searchBelow returns the directories with all below them, except what is below
+// the directory except, if that is not empty.
+func searchBelow(roots []string, except string) []string {
+	var dirs []string
+	var visit func(dir string)
+	visit = func(dir string) {
+		dir, err := filepath.EvalSymlinks(dir)
+		if err != nil || slices.Contains(dirs, dir) || strings.HasSuffix(dir, ".d") || except != "" && strings.HasPrefix(dir, except) {
+			return
+		}
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return
+		}
+		dirs = append(dirs, dir)
+		for _, e := range entries {
+			path := filepath.Join(dir, e.Name())
+			switch e.Type() {
+			case os.ModeDir:
+				visit(path)
+			case os.ModeSymlink:
+				if info, err := os.Stat(path); err == nil && info.IsDir() {
+					visit(path)
+				}
+			}
+		}
+	}
+	for _, root := range roots {
+		if filepath.IsAbs(root) {
+			visit(root)
+		}
+	}
+	return dirs
+}
+
+// quadletFiles returns the paths of the Quadlet files in the directories by
+// name; of several with one name, the first counts.
+func quadletFiles(dirs []string) map[string]string {
+	files := map[string]string{}
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			if name := e.Name(); IsQuadlet(name) && files[name] == "" && !e.IsDir() {
+				files[name] = filepath.Join(dir, name)
+			}
+		}
+	}
+	return files
+}
+
+// loadQuadlet reads a Quadlet file with the drop-ins that Quadlet applies.
+func loadQuadlet(path string, dirs []string) (*Unit, error) {
+	var dropins []string
+	for _, name := range dropinNames(filepath.Base(path)) {
+		for _, dir := range dirs {
+			dropins = append(dropins, filepath.Join(dir, name))
+		}
+	}
+	return LoadWithDropins(path, dropins, "")
+}
+
+// dropinNames returns the names of the directories of a Quadlet file's drop-ins,
+// the more specific before the broader: web@a.container.d, web@.container.d,
+// web-.container.d, container.d.
+func dropinNames(file string) []string {
+	ext := filepath.Ext(file)
+	base, instance, isTemplate := strings.Cut(strings.TrimSuffix(file, ext), "@")
+	names := []string{file + ".d"}
+	if instance != "" {
+		names = append(names, base+"@"+ext+".d")
+	}
+	for i := len(base) - 1; i > 0; i-- {
+		if base[i] != '-' {
+			continue
+		}
+		if isTemplate {
+			names = append(names, base[:i+1]+"@"+ext+".d")
+		}
+		names = append(names, base[:i+1]+ext+".d")
+	}
+	return append(names, ext[1:]+".d")
+}
+
+// Asks reports whether any Quadlet file or drop-in in the directories has a
+// section [X-MainPID], be it misspelt, or a User= in [Service]. It looks at the
+// bytes only: it must cost a boot without such files next to nothing.
+func Asks(dirs []string) bool {
+	var group sync.WaitGroup
+	var asks atomic.Bool
+	for _, dir := range dirs {
+		names := readNames(dir)
+		if len(askingDropins(dir, names)) > 0 {
+			return true
+		}
+		// Most of the time goes into the kernel, where two do more than one.
+		half := len(names) / 2
+		for _, part := range [][]string{names[:half], names[half:]} {
+			group.Add(1)
+			go func() {
+				defer group.Done()
+				if anyAsks(dir, part, IsQuadlet) {
+					asks.Store(true)
+				}
+			}()
+		}
+	}
+	group.Wait()
+	return asks.Load()
+}
+
+// askingDropins returns those of the names in dir that are directories of
+// drop-ins of which one asks.
+func askingDropins(dir string, names []string) []string {
+	isConf := func(name string) bool { return filepath.Ext(name) == ".conf" }
+	var asking []string
+	for _, name := range names {
+		path := filepath.Join(dir, name)
+		if strings.HasSuffix(name, ".d") && anyAsks(path, readNames(path), isConf) {
+			asking = append(asking, name)
+		}
+	}
+	return asking
+}
+
+// readNames returns the names in a directory, none if it cannot be read.
+func readNames(dir string) []string {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		return nil
+	}
+	return names
+}
+
+// anyAsks reports whether one of the files asks that counts.
+func anyAsks(dir string, names []string, counts func(name string) bool) bool {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 16<<10)
+	for _, name := range names {
+		if counts(name) && fileAsks(fd, name, &buf) {
+			return true
+		}
+	}
+	return false
+}
+
+// fileAsks reads the file into buf, which grows as needed up to maxUnitSize.
+func fileAsks(dir int, name string, buf *[]byte) bool {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	have := 0
+	for {
+		n, err := unix.Read(fd, (*buf)[have:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			break
+		}
+		if have += n; have < len(*buf) {
+			break // a regular file gives all it has
+		}
+		if have > maxUnitSize {
+			return true // let Quadlet read it
+		}
+		*buf = append(*buf, make([]byte, have)...)
+	}
+	return textAsks((*buf)[:have])
+}
+
+func textAsks(text []byte) bool {
+	inService := false
+	for len(text) > 0 {
+		line := text
+		if i := bytes.IndexByte(text, '\n'); i >= 0 {
+			line, text = text[:i], text[i+1:]
+		} else {
+			text = nil
+		}
+		line = bytes.TrimLeft(line, whitespace)
+		switch {
+		case len(line) == 0:
+		case line[0] == '[':
+			name := bytes.Trim(line, whitespace+"[]")
+			inService = string(name) == "Service"
+			if !inService && meansMainPID(string(name)) {
+				return true
+			}
+		case inService && bytes.HasPrefix(line, []byte("User")):
+			if key, _, ok := bytes.Cut(line, []byte("=")); ok && string(bytes.TrimRight(key, whitespace)) == "User" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// section is what a user writes into a Quadlet file.
+const section = "X-MainPID"
+
+// meansMainPID reports whether the section's name is ours or a slip of it. Who
+// misspells it must not get a container that runs as root.
+func meansMainPID(name string) bool {
+	if len(name) < len("MainPID") || len(name) > len("X - Main - PID") {
+		return false
+	}
+	plain := make([]byte, 0, len(name))
+	for i := 0; i < len(name); i++ {
+		if c := name[i]; c != '-' && c != '_' && c != ' ' {
+			plain = append(plain, c|0x20)
+		}
+	}
+	return string(plain) == "xmainpid" || string(plain) == "mainpid"
+}

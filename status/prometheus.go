@@ -1,0 +1,74 @@
+package status
+
+import (
+	"fmt"
+	"io"
+	"strings"
+)
+
+// metric is one of those that WritePrometheus writes.
+type metric struct {
+	name, kind, help string
+	// value returns the value, and whether the service has one.
+	value func(Service) (float64, bool)
+}
+
+var metrics = []metric{
+	{"oci_mainpid_unit_active", "gauge", "Whether systemd has the unit as active.",
+		func(s Service) (float64, bool) { return truth(s.ActiveState == "active"), true }},
+	{"oci_mainpid_unit_failed", "gauge", "Whether the unit has failed.",
+		func(s Service) (float64, bool) { return truth(s.ActiveState == "failed"), true }},
+	{"oci_mainpid_unit_state_change_timestamp_seconds", "gauge", "When the unit got into its state.",
+		func(s Service) (float64, bool) {
+			if s.Since == nil {
+				return 0, false
+			}
+			return float64(s.Since.UnixMicro()) / 1e6, true
+		}},
+	{"oci_mainpid_unit_restarts", "gauge", "How often systemd has restarted the unit by itself, since somebody did.",
+		func(s Service) (float64, bool) { return float64(s.Restarts), true }},
+	{"oci_mainpid_unit_main_pid_agrees", "gauge", "Whether systemd's main process is podman's conmon, of an active unit.",
+		func(s Service) (float64, bool) {
+			if s.Agrees == nil {
+				return 0, false
+			}
+			return truth(*s.Agrees), true
+		}},
+	{"oci_mainpid_unit_left_over_containers", "gauge", "Containers of earlier starts that still run.",
+		func(s Service) (float64, bool) { return float64(len(s.LeftOver)), s.Cgroup != "" }},
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// WritePrometheus writes the services in Prometheus' text format, for
+// node_exporter's textfile collector.
+func WritePrometheus(w io.Writer, services []Service) error {
+	var b strings.Builder
+	for _, m := range metrics {
+		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %[1]s %[3]s\n", m.name, m.help, m.kind)
+		for _, s := range services {
+			if v, ok := m.value(s); ok {
+				fmt.Fprintf(&b, "%s{unit=%s,user=%s,cgroup=%s} %s\n", m.name, label(s.Unit), label(s.User), label(s.Cgroup), decimal(v))
+			}
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// label quotes the value of a label. What is no UTF-8 the format cannot hold.
+func label(value string) string {
+	value = strings.ToValidUTF8(value, "\ufffd")
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(value) + `"`
+}
+
+// decimal writes without an exponent.
+func decimal(v float64) string {
+	text := fmt.Sprintf("%.6f", v)
+	return strings.TrimSuffix(strings.TrimRight(text, "0"), ".")
+}

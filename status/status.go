@@ -1,0 +1,184 @@
+// Package status shows how the services that run their containers as a user are,
+// as systemd has it and as podman has it, and whether the two agree.
+package status
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"oci-mainpid-hook/census"
+	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/story"
+)
+
+// Service is the status of one service. Texts are as others wrote them.
+type Service struct {
+	Unit string `json:"unit"`
+	User string `json:"user"`
+	// Cgroup is the mode; empty for a unit that has no container of its own, such
+	// as one that makes a volume.
+	Cgroup      string     `json:"cgroup,omitempty"`
+	LoadState   string     `json:"load_state"`
+	ActiveState string     `json:"active_state"`
+	SubState    string     `json:"sub_state"`
+	Result      string     `json:"result"`
+	Since       *time.Time `json:"since,omitempty"`
+	Restarts    int        `json:"restarts"`
+	// MainPID is systemd's, 0 for none.
+	MainPID int     `json:"main_pid"`
+	Conmon  *Conmon `json:"conmon,omitempty"`
+	// Agrees says whether systemd's main process is podman's conmon; nil where
+	// neither runs.
+	Agrees *bool `json:"agrees,omitempty"`
+	// Problem is what is wrong now, LastError why it failed last.
+	Problem   string `json:"problem,omitempty"`
+	LastError string `json:"last_error,omitempty"`
+	// LeftOver are conmons of earlier starts, that nobody watches.
+	LeftOver []Conmon `json:"left_over,omitempty"`
+}
+
+// Conmon is podman's view of a service.
+type Conmon struct {
+	PID int `json:"pid"`
+	// Recorded is the PID that podman wrote down, 0 where that is not known.
+	Recorded    int    `json:"recorded,omitempty"`
+	Container   string `json:"container"`
+	ContainerID string `json:"container_id"`
+}
+
+func newConmon(c census.Conmon) Conmon {
+	return Conmon{PID: c.PID, Recorded: c.Recorded, Container: c.Container, ContainerID: c.ContainerID}
+}
+
+// errNoConmon is the problem of an active unit without one.
+var errNoConmon = errors.New("no conmon of this start runs")
+
+// Of judges one unit, given every conmon that runs; verify is census.Start.Verify.
+func Of(u *manager.Unit, all []census.Conmon, verify func(census.Start, census.Conmon) error) Service {
+	s := Service{
+		Unit: u.Name, User: u.User, LoadState: u.LoadState, ActiveState: u.ActiveState, SubState: u.SubState,
+		Result: u.Result, Restarts: u.Restarts, MainPID: u.MainPID,
+	}
+	if s.User == "" {
+		s.User = "root"
+	}
+	if !u.StateChange.IsZero() {
+		s.Since = &u.StateChange
+	}
+	if u.LoadState != "loaded" {
+		s.Problem = strings.TrimSuffix(u.LoadState+": "+u.LoadError, ": ")
+		return s
+	}
+	if reason := u.Refused(); reason != "" {
+		// The unit that refuses to start runs as nobody's.
+		s.User, s.Problem = "", reason
+		return s
+	}
+	start := census.Start{Unit: u.Name, UID: u.UID, InvocationID: u.InvocationID, MainPID: u.MainPID, ControlGroup: u.ControlGroup, Kube: u.Kube()}
+	current, leftOver := start.Of(all)
+	if _, ok := u.Tells(); ok {
+		s.Cgroup = string(u.Cgroup())
+	} else if len(current)+len(leftOver) == 0 {
+		return s // it may well have no container of its own
+	}
+	for _, c := range leftOver {
+		s.LeftOver = append(s.LeftOver, newConmon(c))
+	}
+	conmon, found := start.Main(current)
+	if found {
+		c := newConmon(conmon)
+		s.Conmon = &c
+	}
+	if u.ActiveState != "active" {
+		if found && (u.ActiveState == "inactive" || u.ActiveState == "failed") {
+			// Of this start, and yet left over.
+			s.LeftOver, s.Conmon = append(s.LeftOver, *s.Conmon), nil
+		}
+		if len(s.LeftOver) > 0 {
+			s.Problem = leftOverText(s.LeftOver)
+		}
+		return s
+	}
+	err := agree(u, s.Conmon)
+	if err == nil {
+		err = verify(start, conmon)
+	}
+	agrees := err == nil
+	s.Agrees = &agrees
+	if err != nil {
+		s.Problem = err.Error()
+	} else if len(s.LeftOver) > 0 {
+		s.Problem = leftOverText(s.LeftOver)
+	}
+	return s
+}
+
+// agree compares systemd's main process with podman's conmon.
+func agree(u *manager.Unit, c *Conmon) error {
+	switch {
+	case c == nil && u.MainPID == 0:
+		return errNoConmon
+	case c == nil:
+		return fmt.Errorf("systemd's main process is %d, but %w", u.MainPID, errNoConmon)
+	case u.MainPID == 0:
+		return fmt.Errorf("systemd has no main process, podman's conmon is %d", c.PID)
+	case u.MainPID != c.PID:
+		return fmt.Errorf("systemd's main process is %d, podman's conmon is %d", u.MainPID, c.PID)
+	case c.Recorded != 0 && c.Recorded != c.PID:
+		return fmt.Errorf("systemd's main process is %d, podman wrote down %d as the container's conmon", c.PID, c.Recorded)
+	}
+	return nil
+}
+
+func leftOverText(conmons []Conmon) string {
+	c := conmons[0]
+	text := fmt.Sprintf("container %s still runs, of an earlier start (conmon %d)", c.Container, c.PID)
+	if n := len(conmons) - 1; n > 0 {
+		text += fmt.Sprintf(", and %d more", n)
+	}
+	return text
+}
+
+// Reader reads the status of services.
+type Reader struct {
+	Manager *manager.Manager
+}
+
+// Read returns the status of the named services; of all that are ours if none is
+// named. A name that systemd does not know is an error, manager.ErrNoUnit.
+func (r Reader) Read(ctx context.Context, names []string) ([]Service, error) {
+	if len(names) == 0 {
+		var err error
+		if names, err = r.Manager.Ours(ctx); err != nil {
+			return nil, err
+		}
+	}
+	conmons, err := census.Take("/proc")
+	if err != nil {
+		return nil, err
+	}
+	services := []Service{}
+	for _, name := range names {
+		u, err := r.Manager.Unit(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		s := Of(u, conmons, census.Start.Verify)
+		if (u.Result != "success" && u.Result != "" || u.ActiveState == "failed") && u.Refused() == "" {
+			s.LastError = lastError(ctx, u)
+		}
+		services = append(services, s)
+	}
+	return services, nil
+}
+
+// lastError asks the journal, and where that has nothing, systemd.
+func lastError(ctx context.Context, u *manager.Unit) string {
+	if reason, err := story.LastReason(ctx, u); err == nil && reason != "" {
+		return reason
+	}
+	return "systemd's result is " + u.Result
+}

@@ -1,0 +1,150 @@
+package story
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"oci-mainpid-hook/conmonbridge"
+	"oci-mainpid-hook/manager"
+)
+
+// commands tells from systemd's memory what the unit's commands did.
+func (t *teller) commands() {
+	u := t.unit
+	if u == nil {
+		return
+	}
+	for _, c := range u.Pre {
+		t.command(c, stepName(c))
+	}
+	t.podman()
+	for _, c := range u.Post {
+		t.command(c, stepName(c))
+	}
+}
+
+// maxCommand is how much of a command line is worth its place.
+const maxCommand = 200
+
+// podman tells of the unit's podman and its conmon.
+func (t *teller) podman() {
+	u := t.unit
+	var podman manager.Command
+	for _, c := range u.Start {
+		if c.StartedMonotonic >= t.zero && c.StartedMonotonic > 0 {
+			podman = c
+		}
+	}
+	// systemctl daemon-reload makes systemd forget the times of all commands.
+	if podman.Path != "" {
+		from := podman.StartedMonotonic - t.zero
+		t.event(from, fmt.Sprintf("started process %d: %.*s", podman.PID, maxCommand, strings.Join(podman.Arguments, " ")), None, 0)
+		t.step(stepName(podman), from, t.podmanEnd(podman), false)
+	}
+	tells, ok := u.Tells()
+	if !ok || u.MainPID == 0 || u.MainPID == podman.PID {
+		return
+	}
+	// The time that systemd has of a main process is when that was started.
+	if conmon := u.MainStart - t.zero; conmon > 0 {
+		t.event(conmon, fmt.Sprintf("conmon, process %d, was started by podman", u.MainPID), None, 0)
+	}
+	if tells.EndedMonotonic > 0 && tells.Status == 0 {
+		t.event(tells.EndedMonotonic-t.zero, fmt.Sprintf("process %d as the main process: notify-mainpid, which is root, asked for it", u.MainPID), Took, 0)
+	}
+}
+
+// podmanEnd is until when podman ran, as far as systemd knows: until READY=1, or
+// where notify-mainpid starts beside it, until that was done.
+func (t *teller) podmanEnd(podman manager.Command) time.Duration {
+	u := t.unit
+	end := u.ActiveEnter
+	if len(u.Post) > 0 && u.Post[0].StartedMonotonic >= podman.StartedMonotonic {
+		end = u.Post[0].StartedMonotonic
+		if u.Env(conmonbridge.EnvResultFile) != "" {
+			end = u.Post[0].EndedMonotonic
+		}
+	}
+	if ended := podman.EndedMonotonic; ended > podman.StartedMonotonic && (end < podman.StartedMonotonic || ended < end) {
+		end = ended
+	}
+	return end - t.zero
+}
+
+// command tells of a command that systemd waited for.
+func (t *teller) command(c manager.Command, name string) {
+	if c.StartedMonotonic < t.zero || c.StartedMonotonic == 0 {
+		return
+	}
+	from, to := c.StartedMonotonic-t.zero, c.EndedMonotonic-t.zero
+	failed := c.EndedMonotonic > 0 && (c.Status != 0 || c.Code > 1)
+	t.step(name, from, to, failed)
+	if failed {
+		t.event(to, fmt.Sprintf("%s: %s%s", c.Name(), exitText(c.Code, c.Status), exitMeaning(c)), Failed, rankExit)
+	}
+}
+
+// exitText puts si_code and si_status of waitid(2) into words.
+func exitText(code, status int) string {
+	switch code {
+	case 1: // CLD_EXITED
+		return fmt.Sprintf("exit status %d", status)
+	case 2, 3: // CLD_KILLED, CLD_DUMPED
+		return fmt.Sprintf("killed by signal %d", status)
+	}
+	return "ended"
+}
+
+// exitMeaning is what the exit status says, where it is known.
+func exitMeaning(c manager.Command) string {
+	if c.Tells() && c.Code == 1 {
+		switch c.Status {
+		case 1:
+			return ", refused"
+		case 3:
+			return ", no PID came from the hook"
+		case 4:
+			return ", systemd could not be told"
+		}
+	}
+	return ""
+}
+
+// rankExit is the rank of a command that failed, see rule.
+const rankExit = 3
+
+func (t *teller) event(at time.Duration, text string, v Verdict, rank int) {
+	t.Events = append(t.Events, Event{At: max(at, 0), Source: "systemd", Text: text, Verdict: v, Derived: true, rank: rank})
+}
+
+func (t *teller) step(name string, from, to time.Duration, failed bool) {
+	t.Steps = append(t.Steps, Step{Name: name, From: max(from, 0), To: to, Failed: failed})
+}
+
+// stepName names a command by its program and what that is asked to do.
+func stepName(c manager.Command) string {
+	name := c.Name()
+	if len(c.Arguments) < 2 {
+		return name
+	}
+	if c.IsNotifyMainPID() {
+		if slices.Contains(c.Arguments, "--prepare") {
+			return name + " --prepare"
+		}
+		return name
+	}
+	if name == "podman" {
+		for _, a := range c.Arguments[1:] {
+			if strings.HasPrefix(a, "-") {
+				continue
+			}
+			name += " " + a
+			if a != "pod" && a != "kube" && a != "container" {
+				break
+			}
+		}
+	}
+	return name
+}

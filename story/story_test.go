@@ -1,0 +1,294 @@
+package story
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/xml"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"oci-mainpid-hook/journal"
+	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/terminal"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// recorded reads entries of a real journal.
+func recorded(t *testing.T, name string) []journal.Entry {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("testdata", name+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var entries []journal.Entry
+	for line := range strings.Lines(string(b)) {
+		var f map[string]string
+		if err := json.Unmarshal([]byte(line), &f); err != nil {
+			t.Fatal(err)
+		}
+		entries = append(entries, entry(t, f))
+	}
+	return entries
+}
+
+func entry(t *testing.T, f map[string]string) journal.Entry {
+	t.Helper()
+	at, err := time.ParseDuration(f["__MONOTONIC_TIMESTAMP"] + "us")
+	if err != nil {
+		t.Fatal(err)
+	}
+	realtime, err := time.ParseDuration(f["__REALTIME_TIMESTAMP"] + "us")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return journal.Entry{Time: time.UnixMicro(realtime.Microseconds()).UTC(), Monotonic: at, Message: f["MESSAGE"], Fields: f}
+}
+
+// at parses the clock of the recorded boot.
+func at(t *testing.T, s string) time.Duration {
+	t.Helper()
+	if s == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// command is a command of a recorded unit.
+func command(t *testing.T, pid, status int, from, to string, args ...string) manager.Command {
+	t.Helper()
+	c := manager.Command{Path: args[0], Arguments: args, StartedMonotonic: at(t, from), EndedMonotonic: at(t, to), PID: pid, Status: status}
+	if to != "" {
+		c.Code = 1
+	}
+	return c
+}
+
+// Of the commands that were recorded.
+const (
+	podmanPath = "/usr/bin/podman"
+	notifyPath = "/usr/libexec/oci-mainpid/notify-mainpid"
+)
+
+func bare() []string {
+	return []string{podmanPath, "run", "--name=bare", "--replace", "--rm", "--cgroups=no-conmon", "--sdnotify=conmon", "-d", "localhost/busybox", "sh", "-c", "while :; do sleep 1; done"}
+}
+
+// ours returns what podman runs with a drop-in of ours.
+func ours(name, cgroups string) []string {
+	return []string{podmanPath, "run", "--name=" + name, "--replace", "--rm", "--cgroups=" + cgroups, "--sdnotify=conmon", "-d", "localhost/busybox", "sh", "-c", `trap "exit 0" TERM; echo hello from ` + name + `; while :; do sleep 1; done`}
+}
+
+func units(t *testing.T) map[string]*manager.Unit {
+	return map[string]*manager.Unit{
+		"mixed": {
+			Name: "mix.service", User: "web", UID: 1000, Type: "notify", Delegate: true, ActiveState: "active", SubState: "running", Result: "success",
+			InvocationID: "0b5d4310753b4c0b9792f871ca329ac6", MainPID: 11252,
+			InactiveExit: at(t, "1h31m49.295974s"), ActiveEnter: at(t, "1h31m49.552574s"), MainStart: at(t, "1h31m49.45s"),
+			Pre: []manager.Command{
+				command(t, 11216, 0, "1h31m49.295262s", "1h31m49.347622s", podmanPath, "unshare", "true"),
+				command(t, 11226, 0, "1h31m49.347877s", "1h31m49.363262s", notifyPath, "--prepare", "--unit=mix.service", "/run/oci-mainpid/mix.service/mainpid", "/run/oci-mainpid/mix.service/result"),
+			},
+			Start: []manager.Command{command(t, 11232, 0, "1h31m49.363441s", "", ours("mix", "enabled")...)},
+			Post:  []manager.Command{command(t, 11261, 0, "1h31m49.492513s", "1h31m49.552565s", notifyPath, "--user=1000", "--unit=mix.service", "/run/oci-mainpid/mix.service/mainpid", "/run/oci-mainpid/mix.service/result")},
+		},
+		"user": {
+			Name: "usr.service", User: "db", UID: 1001, Type: "exec", ActiveState: "active", SubState: "running", Result: "success",
+			InvocationID: "24987b079d444ffe9e37bc3da6727c26", MainPID: 11143, Environment: []string{"OCI_MAINPID_RESULT=/run/oci-mainpid/usr.service/result"},
+			InactiveExit: at(t, "1h31m46.835981s"), ActiveEnter: at(t, "1h31m47.125909s"), MainStart: at(t, "1h31m47.05s"),
+			Pre:   []manager.Command{command(t, 11112, 0, "1h31m46.832998s", "1h31m46.856772s", notifyPath, "--prepare", "--unit=usr.service", "/run/oci-mainpid/usr.service/mainpid", "/run/oci-mainpid/usr.service/result")},
+			Start: []manager.Command{command(t, 11116, 0, "1h31m46.85696s", "", ours("usr", "no-conmon")...)},
+			Post:  []manager.Command{command(t, 11118, 0, "1h31m46.874319s", "1h31m47.12589s", notifyPath, "--user=1001", "--timeout=infinity", "--unit=usr.service", "/run/oci-mainpid/usr.service/mainpid", "/run/oci-mainpid/usr.service/result")},
+		},
+		"nohook": {
+			Name: "usr.service", User: "db", UID: 1001, Type: "exec", ActiveState: "failed", SubState: "failed", Result: "exit-code",
+			InvocationID: "e31e839aa46c4f96b9371c6725f5ba27", Environment: []string{"OCI_MAINPID_RESULT=/run/oci-mainpid/usr.service/result"},
+			InactiveExit: at(t, "1h31m51.644327s"), MainStart: at(t, "1h31m51.648769s"),
+			Pre:   []manager.Command{command(t, 11331, 0, "1h31m51.641643s", "1h31m51.648649s", notifyPath, "--prepare", "--unit=usr.service", "/run/oci-mainpid/usr.service/mainpid", "/run/oci-mainpid/usr.service/result")},
+			Start: []manager.Command{command(t, 11335, 0, "1h31m51.648769s", "1h31m51.750002s", ours("usr", "no-conmon")...)},
+			Post:  []manager.Command{command(t, 11337, 3, "1h31m51.654242s", "1h31m51.751383s", notifyPath, "--user=1001", "--timeout=infinity", "--unit=usr.service", "/run/oci-mainpid/usr.service/mainpid", "/run/oci-mainpid/usr.service/result")},
+		},
+		"cold": {
+			Name: "bare.service", User: "db", UID: 1001, Type: "notify", ActiveState: "failed", SubState: "failed", Result: "protocol",
+			InvocationID: "9132e012a9bb41bca4c9fb1a46a7b406", InactiveExit: at(t, "1h31m45.191301s"), MainStart: at(t, "1h31m45.183774s"),
+			Start: []manager.Command{command(t, 11018, 0, "1h31m45.183774s", "1h31m45.470118s", bare()...)},
+		},
+		// systemd forgot the unit when it was over.
+		"warm": {
+			Name: "bare.service", User: "db", UID: 1001, Type: "notify", ActiveState: "inactive", SubState: "dead", Result: "success",
+			Start: []manager.Command{command(t, 0, 0, "", "", bare()...)},
+		},
+	}
+}
+
+func TestStoriesOfRealStarts(t *testing.T) {
+	for name, unit := range units(t) {
+		t.Run(name, func(t *testing.T) {
+			s := Tell(unit.Name, unit, recorded(t, name))
+			for _, o := range []struct {
+				suffix  string
+				unicode bool
+			}{{".txt", true}, {".ascii.txt", false}} {
+				if !o.unicode && name != "mixed" {
+					continue
+				}
+				var b bytes.Buffer
+				s.Write(&terminal.Output{Writer: &b, Width: 80, Unicode: o.unicode})
+				golden(t, name+o.suffix, b.Bytes())
+			}
+			if name == "nohook" {
+				golden(t, name+".svg", s.SVG())
+			}
+		})
+	}
+}
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s: got:\n%s", name, got)
+	}
+	if bytes.Contains(got, []byte("%!")) {
+		t.Errorf("%s: a wrong format", name)
+	}
+	for line := range strings.Lines(string(got)) {
+		if filepath.Ext(name) != ".txt" {
+			break
+		}
+		if n := len([]rune(strings.TrimSuffix(line, "\n"))); n > 80 {
+			t.Errorf("%s: %d columns: %s", name, n, line)
+		}
+	}
+}
+
+// start is a start of web.service with some messages in it.
+func start(t *testing.T, messages ...map[string]string) []journal.Entry {
+	t.Helper()
+	entries := []journal.Entry{entry(t, map[string]string{
+		"MESSAGE": "Starting web.service...", "MESSAGE_ID": msgStarting, "_PID": "1", "_UID": "0", "UNIT": "web.service", "INVOCATION_ID": "aa",
+		"__MONOTONIC_TIMESTAMP": "1000000", "__REALTIME_TIMESTAMP": "1700000000000000",
+	})}
+	for _, m := range messages {
+		m["__MONOTONIC_TIMESTAMP"], m["__REALTIME_TIMESTAMP"] = "1500000", "1700000000500000"
+		entries = append(entries, entry(t, m))
+	}
+	return append(entries, entry(t, map[string]string{
+		"MESSAGE": "Failed to start web.service.", "MESSAGE_ID": msgNotStart, "_PID": "1", "_UID": "0", "UNIT": "web.service", "INVOCATION_ID": "aa",
+		"__MONOTONIC_TIMESTAMP": "2000000", "__REALTIME_TIMESTAMP": "1700000001000000",
+	}))
+}
+
+func TestReasons(t *testing.T) {
+	manager := func(message string) map[string]string {
+		return map[string]string{"MESSAGE": message, "_PID": "1", "_UID": "0", "UNIT": "web.service", "INVOCATION_ID": "aa"}
+	}
+	process := func(uid, comm, message string) map[string]string {
+		return map[string]string{"MESSAGE": message, "_PID": "7", "_UID": uid, "_COMM": comm, "_TRANSPORT": "stdout", "SYSLOG_IDENTIFIER": "podman", "_SYSTEMD_INVOCATION_ID": "aa"}
+	}
+	result := manager("web.service: Failed with result 'exit-code'.")
+	for name, c := range map[string]struct {
+		messages []map[string]string
+		want     string
+	}{
+		"systemd's word alone": {[]map[string]string{result}, "systemd: Failed with result 'exit-code'."},
+		"podman's": {
+			[]map[string]string{process("1000", "podman", "Error: short-name \"x\" did not resolve to an alias"), process("1000", "podman", "Error: no container with name or ID"), result},
+			`podman: Error: short-name "x" did not resolve to an alias`,
+		},
+		"notify-mainpid refuses": {
+			[]map[string]string{process("0", "notify-mainpid", "notify-mainpid: web.service: refused: process 9: runs as UID 0, not as the unit's user 1000"), manager("web.service: Control process exited, code=exited, status=1/FAILURE"), result},
+			"notify-mainpid: refused: process 9: runs as UID 0, not as the unit's user 1000",
+		},
+		"a container says that notify-mainpid refuses": {
+			[]map[string]string{process("1000", "sh", "notify-mainpid: web.service: refused: everything"), result},
+			"systemd: Failed with result 'exit-code'.",
+		},
+		"a container says what systemd would": {
+			[]map[string]string{process("1000", "sh", "New main PID 7 does not belong to service, refusing."), result},
+			"systemd: Failed with result 'exit-code'.",
+		},
+		"the hook": {
+			[]map[string]string{process("1000", "podman", "time=x msg=\"oci-mainpid-hook: web.service: open /run/x: permission denied\""), process("1000", "podman", "Error: OCI runtime error"), result},
+			`oci-mainpid-hook: time=x msg="oci-mainpid-hook: web.service: open /run/x: permission denied"`,
+		},
+		"the timeout": {
+			[]map[string]string{manager("web.service: start operation timed out. Terminating."), manager("web.service: Failed with result 'timeout'.")},
+			"systemd: start operation timed out. Terminating.",
+		},
+	} {
+		if s := Tell("web.service", nil, start(t, c.messages...)); s.Reason != c.want || s.Outcome != "failed" {
+			t.Errorf("%s: %s: %q, want %q", name, s.Outcome, s.Reason, c.want)
+		}
+		if got := Reason("web.service", start(t, c.messages...)); got != c.want {
+			t.Errorf("%s: LastReason %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestNothingReachesTheTerminal(t *testing.T) {
+	evil := "\x1b]0;owned\a\x1b[2J\u009b31m\r\nFAKE LINE" + strings.Repeat("x", 100000)
+	s := Tell("web.service", nil, start(t,
+		map[string]string{"MESSAGE": evil, "_PID": "7", "_UID": "1000", "SYSLOG_IDENTIFIER": evil, "_COMM": "sh", "_SYSTEMD_INVOCATION_ID": "aa"},
+		map[string]string{"MESSAGE": "oci-mainpid-hook: " + evil, "_PID": "7", "_UID": "1000", "_COMM": "sh", "_SYSTEMD_INVOCATION_ID": "aa"},
+	))
+	var b bytes.Buffer
+	s.Write(&terminal.Output{Writer: &b, Width: 80})
+	if strings.ContainsAny(b.String(), "\x1b\a\r\u009b") {
+		t.Errorf("%q", b.String())
+	}
+	if n := strings.Count(b.String(), "\n"); n > 60 {
+		t.Errorf("%d lines", n)
+	}
+	svg := s.SVG()
+	if bytes.ContainsAny(svg, "\x1b\a\r\u009b") {
+		t.Errorf("%q", svg)
+	}
+	decoder := xml.NewDecoder(bytes.NewReader(svg))
+	for {
+		if _, err := decoder.Token(); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestWithoutAnything(t *testing.T) {
+	s := Tell("web.service", nil, nil)
+	if s.Outcome != "starting" || len(s.Events) != 0 {
+		t.Errorf("%+v", s)
+	}
+	var b bytes.Buffer
+	s.Write(&terminal.Output{Writer: &b, Width: 80})
+	s.SVG()
+}
+
+func TestDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0 ms", 0: "0 ms", 1234 * time.Microsecond: "1.2 ms", 15400 * time.Microsecond: "15 ms",
+		1234 * time.Millisecond: "1.23 s", 95 * time.Second: "95.00 s", 125 * time.Second: "2m5s",
+	} {
+		if got := duration(d); got != want {
+			t.Errorf("%v: %q, want %q", d, got, want)
+		}
+	}
+}

@@ -1,0 +1,167 @@
+package story
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"oci-mainpid-hook/terminal"
+)
+
+// Columns of the text.
+const (
+	timeColumn   = 9
+	sourceColumn = 14
+	indent       = timeColumn + 2 + sourceColumn + 2
+	nameColumn   = 24
+
+	// maxText bounds one event's text, and maxLines how many lines it gets.
+	maxText  = 1000
+	maxLines = 8
+)
+
+var styles = map[Verdict]terminal.Style{Took: terminal.Good, Refused: terminal.Bad, Failed: terminal.Bad}
+
+// Write writes the story for people.
+func (s Story) Write(o *terminal.Output) {
+	s.header(o)
+	for _, e := range s.Events {
+		e.write(o)
+	}
+	if s.Cut {
+		o.Printf("%s\n", o.Paint(terminal.Warn, "There were more messages than are told here: journalctl -u "+terminal.Quote(terminal.Clean(s.Unit))))
+	}
+	if len(s.Steps) > 0 && s.Took > 0 {
+		o.Printf("\n")
+		s.timeline(o)
+	}
+	if s.Since != "" {
+		o.Printf("\nNow it is %s.\n", terminal.Clean(s.Since))
+	}
+	if s.Reason != "" {
+		title := "Why it failed: "
+		if s.Outcome != "failed" {
+			title = "Odd, though: "
+		}
+		o.Printf("\n")
+		paragraph(o, terminal.Strong, title+clip(s.Reason))
+		if s.Remedy != "" {
+			paragraph(o, terminal.Plain, "-> "+s.Remedy)
+		}
+	}
+}
+
+func (s Story) header(o *terminal.Output) {
+	outcome, style := "is starting, since "+duration(s.Took), terminal.Warn
+	switch s.Outcome {
+	case "started":
+		outcome, style = "started in "+duration(s.Took), terminal.Good
+	case "failed":
+		outcome, style = "failed to start, after "+duration(s.Took), terminal.Bad
+	}
+	line := o.Paint(terminal.Strong, terminal.Clean(s.Unit)) + ": " + o.Paint(style, outcome)
+	if s.User != "" {
+		line += ", as " + terminal.Clean(s.User)
+	}
+	if s.Cgroup != "" {
+		line += ", Cgroup=" + s.Cgroup
+	}
+	o.Printf("%s\n%s\n\n", line, o.Paint(terminal.Faint, s.Began.Format("Mon 2006-01-02 15:04:05 MST")+", invocation "+terminal.Clean(s.InvocationID)))
+}
+
+func (e Event) write(o *terminal.Output) {
+	text := clip(e.Text)
+	if e.Verdict != None {
+		text = string(e.Verdict) + ": " + text
+	}
+	lines := terminal.Wrap(text, max(o.Width-indent, 20))
+	if len(lines) > maxLines {
+		lines = append(lines[:maxLines-1], "...")
+	}
+	style := styles[e.Verdict]
+	if e.Derived && e.Verdict == None {
+		style = terminal.Faint
+	}
+	for i, line := range lines {
+		prefix := strings.Repeat(" ", indent)
+		if i == 0 {
+			prefix = terminal.PadLeft("+"+duration(e.At), timeColumn) + "  " + terminal.Pad(terminal.Clean(e.Source), sourceColumn) + "  "
+		}
+		o.Printf("%s%s\n", prefix, o.Paint(style, line))
+	}
+	if e.Meaning != "" {
+		for i, line := range terminal.Wrap(e.Meaning, max(o.Width-indent-3, 20)) {
+			arrow := "   "
+			if i == 0 {
+				arrow = "-> "
+			}
+			o.Printf("%s%s%s\n", strings.Repeat(" ", indent), arrow, line)
+		}
+	}
+}
+
+// timeline draws the steps, one a line.
+func (s Story) timeline(o *terminal.Output) {
+	column := 0
+	for _, step := range s.Steps {
+		column = max(column, len(step.took()))
+	}
+	width := max(o.Width-nameColumn-column-4, 10)
+	scale := terminal.Pad("0", width-len(duration(s.Took))) + duration(s.Took)
+	o.Printf("%s  %s\n", strings.Repeat(" ", nameColumn), o.Paint(terminal.Faint, scale))
+	full, edge := "#", "|"
+	if o.Unicode {
+		full, edge = "█", "▏"
+	}
+	for _, step := range s.Steps {
+		from, to := position(step.From, s.Took, width), position(step.To, s.Took, width)
+		bar := strings.Repeat(" ", min(from, width-1))
+		style := terminal.Plain
+		if step.Failed {
+			style = terminal.Bad
+		}
+		if to > from {
+			bar += o.Paint(style, strings.Repeat(full, to-from))
+		} else {
+			bar += o.Paint(style, edge)
+			to = min(from, width-1) + 1
+		}
+		o.Printf("%s  %s%s  %s\n", terminal.Pad(terminal.Clean(step.Name), nameColumn), bar, strings.Repeat(" ", width-to), step.took())
+	}
+}
+
+func (s Step) took() string {
+	if s.Failed {
+		return duration(s.To-s.From) + " failed"
+	}
+	return duration(s.To - s.From)
+}
+
+// position is where a point in time is on a line of that many columns.
+func position(at, whole time.Duration, width int) int {
+	return max(0, min(width, int((at*time.Duration(width)+whole/2)/whole)))
+}
+
+// clip bounds text of others, and cleans it.
+func clip(text string) string { return terminal.Clean(fmt.Sprintf("%.*s", maxText, text)) }
+
+func paragraph(o *terminal.Output, style terminal.Style, text string) {
+	for _, line := range terminal.Wrap(text, o.Width) {
+		o.Printf("%s\n", o.Paint(style, line))
+	}
+}
+
+// duration is short and has no more digits than anybody wants.
+func duration(d time.Duration) string {
+	switch {
+	case d < 50*time.Microsecond:
+		return "0 ms"
+	case d < 10*time.Millisecond:
+		return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
+	case d < time.Second:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	case d < 100*time.Second:
+		return fmt.Sprintf("%.2f s", d.Seconds())
+	}
+	return d.Round(time.Second).String()
+}
