@@ -112,3 +112,14 @@ func TestRead(t *testing.T) {
 		t.Errorf("%+v %v", s, problems)
 	}
 }
+
+func FuzzMerge(f *testing.F) {
+	f.Add("[engine]\nhooks_dir = [\"/x\", {append=true}] # x\n[[a.'b']]\nc = \"\"\"d\\\n e\"\"\"\n")
+	f.Add("a = {b = [1, 'x', \"\\u00e9\\e\"], c.d = 1979-05-27}\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		var s Settings
+		if err := s.Merge("x", text); err != nil && !strings.HasPrefix(err.Error(), "line ") {
+			t.Error(err)
+		}
+	})
+}

@@ -94,7 +94,7 @@ func (m *Manager) DefaultTasksMax() (uint64, error) {
 }
 
 // ErrNoUnit says that systemd knows no unit of that name.
-var ErrNoUnit = errors.New("there is no such unit")
+var ErrNoUnit = errors.New("systemd knows no such unit; is the name right, or has it yet to read the file (systemctl daemon-reload)?")
 
 // Unit returns what systemd knows of a service, which it loads if need be. The
 // error is ErrNoUnit where there is none.

@@ -16,7 +16,7 @@ import (
 const maxEntries = 5000
 
 // ErrNoStart says that neither the journal nor systemd knows of a start.
-var ErrNoStart = errors.New("was not started, as far as the journal goes back")
+var ErrNoStart = errors.New("was not started, as far as the journal goes back; start it first: systemctl start UNIT")
 
 // Read reads what there is about the last start of a unit. unit is what systemd
 // knows of it, nil if that is nothing. The error is ErrNoStart where there was
