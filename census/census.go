@@ -224,7 +224,13 @@ func genuine(exe string) bool {
 // user's runtime directory unless his configuration says otherwise; files
 // elsewhere are not opened.
 func recorded(uid int, path string) int {
-	b, err := hostile.ReadFile("/run/user/"+strconv.Itoa(uid), path, 32)
+	return ReadPID("/run/user/"+strconv.Itoa(uid), path)
+}
+
+// ReadPID reads a PID that the user may have written into a file below dir, 0
+// where there is none.
+func ReadPID(dir, path string) int {
+	b, err := hostile.ReadFile(dir, path, 32)
 	if err != nil {
 		return 0
 	}
@@ -259,22 +265,23 @@ type Start struct {
 	Unit         string
 	UID          int
 	InvocationID string
-	// MainPID is what systemd has, ControlGroup the unit's.
-	MainPID      int
-	ControlGroup string
+	// MainPID is what systemd has, Told what the hook told in the mainpid file,
+	// ControlGroup the unit's.
+	MainPID, Told int
+	ControlGroup  string
 	// Kube says that the service container's conmon is the unit's.
 	Kube bool
 }
 
 // Of returns the conmons that a unit started: those of this start, by the
-// invocation ID, or where conmon has none, by the control group; and those that
-// are left over from earlier ones.
+// invocation ID, or where conmon has none, by its PID or control group; and those
+// that are left over from earlier ones.
 func (s Start) Of(all []Conmon) (current, leftOver []Conmon) {
 	for _, c := range all {
 		switch {
 		case c.UID != s.UID:
 		case c.InvocationID != "" && c.InvocationID == s.InvocationID,
-			c.InvocationID == "" && (c.PID == s.MainPID || s.contains(c.Cgroup)):
+			c.InvocationID == "" && (c.PID == s.MainPID || c.PID == s.Told || s.contains(c.Cgroup)):
 			current = append(current, c)
 		case c.Unit == s.Unit:
 			leftOver = append(leftOver, c)

@@ -120,9 +120,10 @@ func TestOf(t *testing.T) {
 		start             Start
 		current, leftOver []int
 	}{
-		"running":       {Start{Unit: "web.service", UID: 1000, InvocationID: "new", MainPID: 8, ControlGroup: "/system.slice/web.service"}, []int{2, 4, 6, 8}, []int{1, 9}},
-		"never started": {Start{Unit: "web.service", UID: 1000}, nil, []int{1, 2, 9}},
-		"another":       {Start{Unit: "db.service", UID: 1001, InvocationID: "x"}, nil, nil},
+		"running":          {Start{Unit: "web.service", UID: 1000, InvocationID: "new", MainPID: 8, ControlGroup: "/system.slice/web.service"}, []int{2, 4, 6, 8}, []int{1, 9}},
+		"told by the hook": {Start{Unit: "web.service", UID: 1000, InvocationID: "x", MainPID: 99, Told: 8}, []int{8}, []int{1, 2, 9}},
+		"never started":    {Start{Unit: "web.service", UID: 1000}, nil, []int{1, 2, 9}},
+		"another":          {Start{Unit: "db.service", UID: 1001, InvocationID: "x"}, nil, nil},
 	} {
 		current, leftOver := c.start.Of(all)
 		if !slices.Equal(pids(current), c.current) || !slices.Equal(pids(leftOver), c.leftOver) {
@@ -169,5 +170,20 @@ func TestVerify(t *testing.T) {
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestReadPID(t *testing.T) {
+	dir := t.TempDir()
+	for text, want := range map[string]int{"12\n": 12, "12": 12, "": 0, "-1": 0, "x": 0, strings.Repeat("1", 100): 0} {
+		if err := os.WriteFile(dir+"/mainpid", []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := ReadPID(dir, dir+"/mainpid"); got != want {
+			t.Errorf("%q: %d", text, got)
+		}
+	}
+	if got := ReadPID(dir, "/etc/hostname"); got != 0 {
+		t.Errorf("outside: %d", got)
 	}
 }

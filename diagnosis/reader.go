@@ -310,7 +310,7 @@ func (r *Reader) Unit(ctx context.Context, name string) Unit {
 	if err != nil {
 		conmons = nil
 	}
-	u.Status = status.Of(u.Unit, conmons, census.Start.Verify)
+	u.Status = status.Of(u.Unit, conmons)
 	return u
 }
 

@@ -163,6 +163,9 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 			e.moveRuntimeDir(line, c.path.start, end, d.Account.RuntimeDir())
 		}
 		if !isPodman {
+			if d.Cgroup == Mixed && !c.asRoot() && strings.Contains(line[c.path.end:end], "podman exec") {
+				d.warn("%s=%s: Cgroup=mixed: podman exec from the unit's control group cannot enter the container; write systemd-run --user --scope podman exec", key, clip(line))
+			}
 			continue
 		}
 		if c.asRoot() {

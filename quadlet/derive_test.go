@@ -60,6 +60,7 @@ ExecStart=/usr/bin/podman run -d localhost/web
 ExecStopPost=+/usr/bin/podman rm -f -i web
 `, warnings: []string{"as root, not as web"}},
 		{name: "commands in the container", text: "Type=notify\nNotifyAccess=all\n" + detached + "ExecReload=/usr/bin/podman exec web kill -HUP 1\nExecStartPost=-@podman pod healthcheck run web\n"},
+		{name: "a shell that enters the container", text: "Type=notify\nNotifyAccess=all\n" + detached + "ExecStartPost=sh -c 'podman exec web ready'\n", warnings: []string{"systemd-run --user --scope podman exec"}},
 		{name: "commands in the container, user", cgroup: User, text: "Type=notify\nNotifyAccess=all\n" + detached + "ExecReload=/usr/bin/podman exec web kill -HUP 1\n"},
 		{name: "created first, started then", text: `ExecStartPre=/usr/bin/podman create --replace --name web --cgroups=split localhost/web
 ExecStart=/usr/bin/podman start web

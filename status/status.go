@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"oci-mainpid-hook/census"
+	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/manager"
 	"oci-mainpid-hook/story"
 )
@@ -56,8 +57,16 @@ func newConmon(c census.Conmon) Conmon {
 // errNoConmon is the problem of an active unit without one.
 var errNoConmon = errors.New("no conmon of this start runs")
 
-// Of judges one unit, given every conmon that runs; verify is census.Start.Verify.
-func Of(u *manager.Unit, all []census.Conmon, verify func(census.Start, census.Conmon) error) Service {
+// mainPIDFiles is the directory of the mainpid files, notify-mainpid(8).
+const mainPIDFiles = "/run/oci-mainpid"
+
+// Of returns the status of one unit, given every conmon that runs.
+func Of(u *manager.Unit, all []census.Conmon) Service {
+	return judge(u, all, census.ReadPID(mainPIDFiles, u.Env(conmonbridge.EnvMainPIDFile)), census.Start.Verify)
+}
+
+// judge is Of, given what the hook told and census.Start.Verify.
+func judge(u *manager.Unit, all []census.Conmon, told int, verify func(census.Start, census.Conmon) error) Service {
 	s := Service{
 		Unit: u.Name, User: u.User, LoadState: u.LoadState, ActiveState: u.ActiveState, SubState: u.SubState,
 		Result: u.Result, Restarts: u.Restarts, MainPID: u.MainPID,
@@ -77,7 +86,10 @@ func Of(u *manager.Unit, all []census.Conmon, verify func(census.Start, census.C
 		s.User, s.Problem = "", reason
 		return s
 	}
-	start := census.Start{Unit: u.Name, UID: u.UID, InvocationID: u.InvocationID, MainPID: u.MainPID, ControlGroup: u.ControlGroup, Kube: u.Kube()}
+	start := census.Start{
+		Unit: u.Name, UID: u.UID, InvocationID: u.InvocationID,
+		MainPID: u.MainPID, Told: told, ControlGroup: u.ControlGroup, Kube: u.Kube(),
+	}
 	current, leftOver := start.Of(all)
 	if _, ok := u.Tells(); ok {
 		s.Cgroup = string(u.Cgroup())
@@ -166,7 +178,7 @@ func (r Reader) Read(ctx context.Context, names []string) ([]Service, error) {
 		if err != nil {
 			return nil, err
 		}
-		s := Of(u, conmons, census.Start.Verify)
+		s := Of(u, conmons)
 		if (u.Result != "success" && u.Result != "" || u.ActiveState == "failed") && u.Refused() == "" {
 			s.LastError = lastError(ctx, u)
 		}

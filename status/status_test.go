@@ -31,7 +31,7 @@ func unit(change func(*manager.Unit)) *manager.Unit {
 	return u
 }
 
-func TestOf(t *testing.T) {
+func TestJudge(t *testing.T) {
 	conmon := census.Conmon{PID: 100, UID: 1000, Container: "web", InvocationID: "now", Recorded: 100}
 	older := census.Conmon{PID: 50, UID: 1000, Container: "web", InvocationID: "before", Unit: "web.service"}
 	yes, no := true, false
@@ -66,7 +66,7 @@ func TestOf(t *testing.T) {
 		"a volume":        {unit(func(u *manager.Unit) { u.Post = nil }), nil, nil, nil, "", 0},
 		"no unit of ours": {unit(func(u *manager.Unit) { u.Post, u.MainPID = nil, 7 }), []census.Conmon{conmon}, nil, &no, "systemd's main process is 7, podman's conmon is 100", 100},
 	} {
-		s := Of(c.unit, c.conmons, func(census.Start, census.Conmon) error { return c.verify })
+		s := judge(c.unit, c.conmons, 0, func(census.Start, census.Conmon) error { return c.verify })
 		if (s.Agrees == nil) != (c.agrees == nil) || s.Agrees != nil && *s.Agrees != *c.agrees || s.Problem != c.problem {
 			t.Errorf("%s: %+v", name, s)
 		}

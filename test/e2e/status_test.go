@@ -274,7 +274,7 @@ func TestCheck(t *testing.T) {
 				}
 			}
 			// The machine may lack controllers, which takes some lines to say.
-			if len(lines) > 30 {
+			if len(lines) > 40 {
 				m.t.Errorf("%d lines", len(lines))
 			}
 		})
