@@ -4,16 +4,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/containersconf"
-	"oci-mainpid-hook/hostile"
 	"oci-mainpid-hook/terminal"
 )
 
@@ -56,8 +55,8 @@ const maxJSON = 1 << 20
 // one name, that of the last directory counts.
 func findHook(dirs []string) Hook {
 	var h Hook
-	files := map[string]string{}
-	var ours []string
+	last := map[string]string{}        // the path that counts, by name
+	ours := map[string]configuration{} // those that name our hook, by path
 	for _, dir := range dirs {
 		dir = filepath.Clean(dir)
 		if err := onlyRoots(dir); err != nil {
@@ -71,40 +70,40 @@ func findHook(dirs []string) Hook {
 			continue
 		}
 		for _, e := range entries {
-			if name := e.Name(); filepath.Ext(name) == ".json" {
-				path := filepath.Join(dir, name)
-				if old := files[name]; slices.Contains(ours, old) && old != path {
-					h.Shadow = path
-				}
-				files[name] = path
-				if c, err := readConfiguration(dir, path); err == nil && filepath.Base(c.Hook.Path) == hookName {
-					ours = append(ours, path)
-				}
+			name := e.Name()
+			if filepath.Ext(name) != ".json" {
+				continue
+			}
+			path := filepath.Join(dir, name)
+			last[name] = path
+			if c, err := readConfiguration(path); err == nil && filepath.Base(c.Hook.Path) == hookName {
+				ours[path] = c
 			}
 		}
 	}
-	var names []string
-	for name := range files {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	for _, name := range names {
-		path := files[name]
-		if !slices.Contains(ours, path) {
+	for _, path := range slices.Sorted(maps.Keys(ours)) {
+		if counts := last[filepath.Base(path)]; counts != path {
+			h.Shadow = counts
 			continue
 		}
-		c, err := readConfiguration(filepath.Dir(path), path)
-		h.JSON, h.Path, h.Shadow = path, c.Hook.Path, ""
-		if h.Wrong = err; err == nil {
-			h.Wrong = c.check()
-		}
+		c := ours[path]
+		h.JSON, h.Path, h.Wrong, h.Shadow = path, c.Hook.Path, c.check(), ""
 		break
 	}
 	return h
 }
 
-func readConfiguration(dir, path string) (c configuration, err error) {
-	b, err := hostile.ReadFile(dir, path, maxJSON)
+// readConfiguration reads a file in a directory of root's, where a link is
+// root's, too.
+func readConfiguration(path string) (c configuration, err error) {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return c, err
+	case !info.Mode().IsRegular() || info.Size() > maxJSON:
+		return c, fmt.Errorf("%s is no file of ordinary size", path)
+	}
+	b, err := os.ReadFile(path)
 	if err == nil {
 		err = json.Unmarshal(b, &c)
 	}

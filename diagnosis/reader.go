@@ -176,6 +176,7 @@ func findRuntime(name string) Program {
 	return look("runc")
 }
 
+// versionTimeout bounds other programs, which answer at once or not at all.
 const versionTimeout = 10 * time.Second
 
 // versioned asks a program of root's for its version.
@@ -317,7 +318,7 @@ func (r *Reader) Unit(ctx context.Context, name string) Unit {
 // readUser gathers what is the user's.
 func (r *Reader) readUser(ctx context.Context, u *Unit) {
 	uid := strconv.Itoa(u.Account.UID)
-	u.Home = home(u.Account)
+	u.Home = home(ctx, u.Account)
 	config := u.Unit.Env("XDG_CONFIG_HOME")
 	if config == "" {
 		config = filepath.Join(u.Home.Path, ".config")
@@ -347,10 +348,12 @@ func (r *Reader) readUser(ctx context.Context, u *Unit) {
 }
 
 // home returns the user's home directory.
-func home(a quadlet.Account) Home {
+func home(ctx context.Context, a quadlet.Account) Home {
+	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
 	users, err := user.ParsePasswdFileFilter("/etc/passwd", func(u user.User) bool { return u.Uid == a.UID && u.Name == a.Name })
 	if err != nil || len(users) == 0 {
-		b, err := exec.Command("getent", "passwd", "--", a.Name).Output()
+		b, err := exec.CommandContext(ctx, "getent", "passwd", "--", a.Name).Output()
 		if err == nil {
 			users, _ = user.ParsePasswdFilter(bytes.NewReader(b), func(u user.User) bool { return u.Uid == a.UID })
 		}

@@ -37,8 +37,19 @@ func (t *teller) podman() {
 			podman = c
 		}
 	}
-	// systemctl daemon-reload makes systemd forget the times of all commands.
-	if podman.Path != "" {
+	switch {
+	case podman.Path == "":
+		// systemctl daemon-reload makes systemd forget the times of all commands.
+	case t.conmons[podman.PID] || podman.StartedMonotonic%tick == 0:
+		t.event(podman.StartedMonotonic-t.zero, fmt.Sprintf("conmon, process %d, was started by podman", podman.PID), None, 0)
+		// systemd starts podman when the commands before it have ended.
+		from := t.zero
+		for _, c := range u.Pre {
+			from = max(from, c.EndedMonotonic)
+		}
+		podman.PID, podman.StartedMonotonic, podman.EndedMonotonic = 0, from, 0
+		t.step(stepName(podman), from-t.zero, t.podmanEnd(podman), false)
+	default:
 		from := podman.StartedMonotonic - t.zero
 		t.event(from, fmt.Sprintf("started process %d: %.*s", podman.PID, maxCommand, strings.Join(podman.Arguments, " ")), None, 0)
 		t.step(stepName(podman), from, t.podmanEnd(podman), false)
@@ -55,6 +66,11 @@ func (t *teller) podman() {
 		t.event(tells.EndedMonotonic-t.zero, fmt.Sprintf("process %d as the main process: notify-mainpid, which is root, asked for it", u.MainPID), Took, 0)
 	}
 }
+
+// tick is the unit of a process' start time in proc_pid_stat(5), from where
+// systemd takes that of a main process that it did not start itself. What it did
+// start, it times to the microsecond.
+const tick = 10 * time.Millisecond
 
 // podmanEnd is until when podman ran, as far as systemd knows: until READY=1, or
 // where notify-mainpid starts beside it, until that was done.

@@ -122,14 +122,18 @@ type teller struct {
 	// unit's; with Cgroup=user their messages bear no mark of it.
 	podmans    map[string]bool
 	containers map[string]bool
-	ended      time.Duration
-	began      bool
+	// conmons are PIDs that are conmon's: when the main process ends, systemd
+	// notes its PID and times with the command of ExecStart=, as if they were
+	// podman's.
+	conmons map[int]bool
+	ended   time.Duration
+	began   bool
 }
 
 // begin finds the beginning of the start: systemd's message, or its memory.
 func (t *teller) begin(entries []journal.Entry) {
 	t.Outcome = "starting"
-	t.podmans, t.containers = map[string]bool{}, map[string]bool{}
+	t.podmans, t.containers, t.conmons = map[string]bool{}, map[string]bool{}, map[int]bool{}
 	for _, e := range entries {
 		if e.FromManager() && e.Fields["UNIT"] == t.name && e.Fields["MESSAGE_ID"] == msgStarting {
 			t.InvocationID = e.Fields["INVOCATION_ID"]
@@ -278,25 +282,45 @@ var sender = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`f
 // named says behind a PID that PID 1 had a message from which process that is.
 func (t *teller) named(text string) string {
 	m := sender().FindStringSubmatchIndex(text)
-	if m == nil || t.unit == nil {
+	if m == nil {
 		return text
 	}
 	pid, err := strconv.Atoi(text[m[2]:m[3]])
 	if err != nil {
 		return text
 	}
-	for _, c := range slices.Concat(t.unit.Pre, t.unit.Start, t.unit.Post) {
-		if c.PID == pid {
-			return text[:m[3]] + " (" + c.Name() + ")" + text[m[3]:]
-		}
+	if name := t.commandOf(pid); name != "" {
+		return text[:m[3]] + " (" + name + ")" + text[m[3]:]
 	}
 	return text
+}
+
+// commandOf returns which of the unit's commands a process is, "" if none.
+func (t *teller) commandOf(pid int) string {
+	if t.unit == nil || pid == 0 {
+		return ""
+	}
+	for _, c := range slices.Concat(t.unit.Pre, t.unit.Start, t.unit.Post) {
+		if c.PID == pid && !t.conmons[pid] {
+			return c.Name()
+		}
+	}
+	return ""
 }
 
 // process tells what a process of the unit said.
 func (t *teller) process(e journal.Entry, at time.Duration) {
 	f := e.Fields
 	ev := Event{At: at, Source: source(e)}
+	switch name := t.commandOf(e.PID()); {
+	case comm(e) == "conmon":
+		t.conmons[e.PID()] = true
+	// The identifier may be SyslogIdentifier= of the unit.
+	case name != "" && !isOwn(ev.Source):
+		ev.Source = name
+	case f["_TRANSPORT"] == "stdout" && isContainerID(e.Message):
+		ev.Source = "podman"
+	}
 	ev.Text = words(t.name, ev.Source, e.Message)
 	switch {
 	case ev.Source == "podman" && isContainerID(e.Message):
@@ -325,6 +349,15 @@ var own = []struct {
 	name   string
 	asRoot bool
 }{{notifyMainPID, true}, {"oci-mainpid", true}, {hookName, false}}
+
+func isOwn(source string) bool {
+	for _, p := range own {
+		if p.name == source {
+			return true
+		}
+	}
+	return false
+}
 
 // source names who wrote an entry.
 func source(e journal.Entry) string {

@@ -244,6 +244,33 @@ func TestReasons(t *testing.T) {
 	}
 }
 
+func TestConmonIsNotTakenForPodman(t *testing.T) {
+	unit := &manager.Unit{
+		Name: "web.service", User: "web", UID: 1000, Type: "notify", Delegate: true, ActiveState: "failed", Result: "exit-code",
+		InvocationID: "aa", InactiveExit: at(t, "1s"),
+		Pre: []manager.Command{command(t, 40, 0, "1.000100s", "1.2005s", notifyPath, "--prepare")},
+		// As it is once conmon has ended, whom systemd had as the main process.
+		Start: []manager.Command{command(t, 50, 0, "1.45s", "1.9s", ours("web", "enabled")...)},
+		Post:  []manager.Command{command(t, 60, 3, "1.600001s", "1.800001s", notifyPath, "--user=1000")},
+	}
+	s := Tell(unit.Name, unit, start(t))
+	found := false
+	for _, e := range s.Events {
+		found = found || e.Text == "conmon, process 50, was started by podman" && e.At == 450*time.Millisecond
+		if strings.Contains(e.Text, "started process 50") {
+			t.Errorf("%+v", e)
+		}
+	}
+	if !found {
+		t.Errorf("%+v", s.Events)
+	}
+	for _, step := range s.Steps {
+		if step.Name == "podman run" && (step.From != 200500*time.Microsecond || step.To != 600001*time.Microsecond) {
+			t.Errorf("%+v", step)
+		}
+	}
+}
+
 func TestNothingReachesTheTerminal(t *testing.T) {
 	evil := "\x1b]0;owned\a\x1b[2J\u009b31m\r\nFAKE LINE" + strings.Repeat("x", 100000)
 	s := Tell("web.service", nil, start(t,
