@@ -8,6 +8,9 @@ HOOK_BIN_DIR ?= $(LIBEXECDIR)/oci/hooks.d
 HOOK_DIR     ?= $(PREFIX)/share/containers/oci/hooks.d
 SYSTEMDDIR   ?= $(PREFIX)/lib/systemd
 TMPFILESDIR  ?= $(PREFIX)/lib/tmpfiles.d
+BASHCOMPDIR  ?= $(PREFIX)/share/bash-completion/completions
+ZSHCOMPDIR   ?= $(PREFIX)/share/zsh/site-functions
+FISHCOMPDIR  ?= $(PREFIX)/share/fish/vendor_completions.d
 
 # oci-mainpid finds notify-mainpid by where it is itself.
 BINDIR     := $(PREFIX)/bin
@@ -21,7 +24,7 @@ export CGO_ENABLED := 0
 PROGRAMS := oci-mainpid-hook notify-mainpid oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
 
-.PHONY: all build man install uninstall demo test unit e2e matrix check fuzz bench clean
+.PHONY: all build man completions install uninstall demo test unit e2e matrix check fuzz bench clean
 all: build man
 
 build:
@@ -32,7 +35,12 @@ bin/man/%: docs/%.md
 	@mkdir -p $(@D)
 	$(GO) tool go-md2man -in $< -out $@
 
-install: build man
+# The programs that are built may be for another machine than this one.
+completions:
+	@mkdir -p bin/completions
+	for shell in bash zsh fish; do env -u GOOS -u GOARCH $(GO) run ./cmd/oci-mainpid completion $$shell >bin/completions/$$shell || exit; done
+
+install: build man completions
 	$(INSTALL) -D -m 755 bin/oci-mainpid-hook $(DESTDIR)$(HOOK_BIN_DIR)/oci-mainpid-hook
 	$(INSTALL) -D -m 755 bin/notify-mainpid $(DESTDIR)$(LIBEXECDIR)/oci-mainpid/notify-mainpid
 	$(INSTALL) -D -m 755 bin/oci-mainpid $(DESTDIR)$(BINDIR)/oci-mainpid
@@ -41,6 +49,9 @@ install: build man
 	sed 's|/usr/libexec/oci/hooks.d|$(HOOK_BIN_DIR)|' hooks.d/oci-mainpid-hook.json > $(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json
 	chmod 644 $(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json
 	$(INSTALL) -D -m 644 tmpfiles.d/oci-mainpid.conf $(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf
+	$(INSTALL) -D -m 644 bin/completions/bash $(DESTDIR)$(BASHCOMPDIR)/oci-mainpid
+	$(INSTALL) -D -m 644 bin/completions/zsh $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid
+	$(INSTALL) -D -m 644 bin/completions/fish $(DESTDIR)$(FISHCOMPDIR)/oci-mainpid.fish
 	for page in $(MANPAGES); do $(INSTALL) -D -m 644 $$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/} || exit; done
 
 uninstall:
@@ -49,9 +60,10 @@ uninstall:
 		$(DESTDIR)$(LIBEXECDIR)/oci-mainpid/notify-mainpid \
 		$(DESTDIR)$(BINDIR)/oci-mainpid \
 		$(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator \
-		$(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf
+		$(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf \
+		$(DESTDIR)$(BASHCOMPDIR)/oci-mainpid $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid $(DESTDIR)$(FISHCOMPDIR)/oci-mainpid.fish
 	for page in $(MANPAGES); do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/} || exit; done
-	for dir in $(LIBEXECDIR)/oci-mainpid $(HOOK_BIN_DIR) $(dir $(HOOK_BIN_DIR)) $(HOOK_DIR) $(dir $(HOOK_DIR)); do \
+	for dir in $(LIBEXECDIR)/oci-mainpid $(foreach dir,$(HOOK_BIN_DIR) $(HOOK_DIR) $(BASHCOMPDIR) $(ZSHCOMPDIR) $(FISHCOMPDIR),$(dir) $(patsubst %/,%,$(dir $(dir)))); do \
 		[ ! -d $(DESTDIR)$$dir ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$dir || exit; done
 
 # Throw-away machines (sandbox/) need root.

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"oci-mainpid-hook/status"
+	"oci-mainpid-hook/internal/status"
 )
 
 // execute runs oci-mainpid with the arguments.

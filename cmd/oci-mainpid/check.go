@@ -12,9 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"oci-mainpid-hook/diagnosis"
+	"oci-mainpid-hook/internal/diagnosis"
+	"oci-mainpid-hook/internal/terminal"
 	"oci-mainpid-hook/quadlet"
-	"oci-mainpid-hook/terminal"
 )
 
 func checkCommand() *cobra.Command {

@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/internal/manager"
 )
 
 // serviceName appends .service to what has no type, as systemctl(1) does.

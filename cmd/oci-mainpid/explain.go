@@ -10,9 +10,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"oci-mainpid-hook/manager"
-	"oci-mainpid-hook/story"
-	"oci-mainpid-hook/terminal"
+	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/story"
+	"oci-mainpid-hook/internal/terminal"
 )
 
 func explainCommand() *cobra.Command {

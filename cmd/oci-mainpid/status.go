@@ -16,9 +16,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"oci-mainpid-hook/manager"
-	"oci-mainpid-hook/status"
-	"oci-mainpid-hook/terminal"
+	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/status"
+	"oci-mainpid-hook/internal/terminal"
 )
 
 func statusCommand() *cobra.Command {

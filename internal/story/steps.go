@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"oci-mainpid-hook/conmonbridge"
-	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/internal/manager"
 )
 
 // commands tells from systemd's memory what the unit's commands did.

@@ -4,7 +4,7 @@ import (
 	"regexp"
 	"sync"
 
-	"oci-mainpid-hook/journal"
+	"oci-mainpid-hook/internal/journal"
 )
 
 // author is who must have written a message for a rule to apply: a container

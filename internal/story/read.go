@@ -8,8 +8,8 @@ import (
 	"strconv"
 	"time"
 
-	"oci-mainpid-hook/journal"
-	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/internal/journal"
+	"oci-mainpid-hook/internal/manager"
 )
 
 // maxEntries bounds how much of a start is read.

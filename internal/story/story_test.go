@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"oci-mainpid-hook/journal"
-	"oci-mainpid-hook/manager"
-	"oci-mainpid-hook/terminal"
+	"oci-mainpid-hook/internal/journal"
+	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/terminal"
 )
 
 var update = flag.Bool("update", false, "write the golden files")

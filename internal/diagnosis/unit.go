@@ -8,11 +8,11 @@ import (
 	"strings"
 
 	"oci-mainpid-hook/conmonbridge"
-	"oci-mainpid-hook/containersconf"
-	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/internal/containersconf"
+	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/status"
+	"oci-mainpid-hook/internal/terminal"
 	"oci-mainpid-hook/quadlet"
-	"oci-mainpid-hook/status"
-	"oci-mainpid-hook/terminal"
 )
 
 // Unit is what is known of a unit and its user.

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"sync"
 
-	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/quadlet"
 )
 

@@ -8,8 +8,8 @@ import (
 	"strings"
 
 	"oci-mainpid-hook/conmonbridge"
-	"oci-mainpid-hook/containersconf"
-	"oci-mainpid-hook/terminal"
+	"oci-mainpid-hook/internal/containersconf"
+	"oci-mainpid-hook/internal/terminal"
 )
 
 // Program is a program that has to be there.

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"time"
 
-	"oci-mainpid-hook/terminal"
+	"oci-mainpid-hook/internal/terminal"
 )
 
 // Columns of the text.

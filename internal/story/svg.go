@@ -5,7 +5,7 @@ import (
 	"strings"
 	"time"
 
-	"oci-mainpid-hook/terminal"
+	"oci-mainpid-hook/internal/terminal"
 )
 
 // Measures of the drawing, in pixels.

@@ -19,13 +19,13 @@ import (
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
-	"oci-mainpid-hook/census"
 	"oci-mainpid-hook/conmonbridge"
-	"oci-mainpid-hook/containersconf"
-	"oci-mainpid-hook/journal"
-	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/internal/census"
+	"oci-mainpid-hook/internal/containersconf"
+	"oci-mainpid-hook/internal/journal"
+	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/status"
 	"oci-mainpid-hook/quadlet"
-	"oci-mainpid-hook/status"
 )
 
 // Reader gathers facts.

@@ -15,8 +15,8 @@ import (
 	"sync"
 	"time"
 
-	"oci-mainpid-hook/journal"
-	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/internal/journal"
+	"oci-mainpid-hook/internal/manager"
 )
 
 // Verdict is what became of something.

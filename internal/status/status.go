@@ -9,10 +9,10 @@ import (
 	"strings"
 	"time"
 
-	"oci-mainpid-hook/census"
 	"oci-mainpid-hook/conmonbridge"
-	"oci-mainpid-hook/manager"
-	"oci-mainpid-hook/story"
+	"oci-mainpid-hook/internal/census"
+	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/story"
 )
 
 // Service is the status of one service. Texts are as others wrote them.

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"time"
 
-	"oci-mainpid-hook/terminal"
+	"oci-mainpid-hook/internal/terminal"
 )
 
 // WriteTable writes the services as a table, which fits 80 columns.

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"oci-mainpid-hook/terminal"
+	"oci-mainpid-hook/internal/terminal"
 )
 
 // Level is how bad something is.

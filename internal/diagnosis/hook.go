@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"oci-mainpid-hook/containersconf"
-	"oci-mainpid-hook/terminal"
+	"oci-mainpid-hook/internal/containersconf"
+	"oci-mainpid-hook/internal/terminal"
 )
 
 const hookName = "oci-mainpid-hook"

@@ -13,11 +13,11 @@ import (
 	"time"
 
 	"oci-mainpid-hook/conmonbridge"
-	"oci-mainpid-hook/containersconf"
-	"oci-mainpid-hook/manager"
+	"oci-mainpid-hook/internal/containersconf"
+	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/status"
+	"oci-mainpid-hook/internal/terminal"
 	"oci-mainpid-hook/quadlet"
-	"oci-mainpid-hook/status"
-	"oci-mainpid-hook/terminal"
 )
 
 var update = flag.Bool("update", false, "write the golden files")

@@ -14,7 +14,7 @@ import (
 	"slices"
 	"strings"
 
-	"oci-mainpid-hook/hostile"
+	"oci-mainpid-hook/internal/hostile"
 )
 
 // Settings are those that matter here.

@@ -25,7 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/conmonbridge"
-	"oci-mainpid-hook/hostile"
+	"oci-mainpid-hook/internal/hostile"
 )
 
 // Conmon is a conmon that runs. Its texts are as its user wrote them.

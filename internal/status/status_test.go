@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"oci-mainpid-hook/census"
-	"oci-mainpid-hook/manager"
-	"oci-mainpid-hook/terminal"
+	"oci-mainpid-hook/internal/census"
+	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/terminal"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
