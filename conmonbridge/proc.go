@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,32 +62,37 @@ func parseStat(b []byte) (Process, error) {
 	return Process{PID: pid, Comm: string(b[open+1 : end]), State: rest[0][0], PPID: ppid}, nil
 }
 
-// environment is the initial environment of a process (proc_pid_environ(5)),
-// each element "NAME=value".
-type environment []string
+// environment is the initial environment of a process (proc_pid_environ(5)). It
+// is not split: its user may have made it of six million empty strings.
+type environment []byte
 
 func readEnvironment(pid int) (environment, error) {
 	// execve(2) allows 6 MiB for arguments and environment together.
-	b, err := readProc(pid, "environ", 8<<20)
-	if err != nil {
-		return nil, err
-	}
-	return parseEnvironment(b), nil
-}
-
-func parseEnvironment(b []byte) environment {
-	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
+	return readProc(pid, "environ", 8<<20)
 }
 
 // get returns the value of the first variable of that name, as getenv(3)
 // does, "" where there is none.
 func (e environment) get(name string) string {
-	for _, v := range e {
-		if value, ok := strings.CutPrefix(v, name+"="); ok {
-			return value
+	for v := range nulSeparated(e) {
+		if value, ok := bytes.CutPrefix(v, []byte(name)); ok && len(value) > 0 && value[0] == '=' {
+			return string(value[1:])
 		}
 	}
 	return ""
+}
+
+// nulSeparated yields the strings of a list that NULs separate or end.
+func nulSeparated(list []byte) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for len(list) > 0 {
+			var s []byte
+			s, list, _ = bytes.Cut(list, []byte{0})
+			if !yield(s) {
+				return
+			}
+		}
+	}
 }
 
 // readCgroup returns a process' control group in the unified hierarchy
@@ -109,13 +114,21 @@ func parseCgroup(b []byte) string {
 	return ""
 }
 
-// readArguments reads /proc/PID/cmdline (proc_pid_cmdline(5)).
-func readArguments(pid int) ([]string, error) {
+// argumentAfter returns what follows an argument of a process
+// (proc_pid_cmdline(5)), "" where there is no such argument.
+func argumentAfter(pid int, argument string) (string, error) {
 	b, err := readProc(pid, "cmdline", 8<<20)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00"), nil
+	found := false
+	for arg := range nulSeparated(b) {
+		if found {
+			return string(arg), nil
+		}
+		found = string(arg) == argument
+	}
+	return "", nil
 }
 
 // children returns the PIDs of the children of all threads of a process

@@ -59,7 +59,7 @@ func TestReadProcess(t *testing.T) {
 }
 
 func TestEnvironment(t *testing.T) {
-	env := parseEnvironment([]byte("A=1\x00OCI_MAINPID_FILE=/run/a b\nc\x00AB=2\x00A=3\x00EMPTY=\x00junk\x00"))
+	env := environment([]byte("A=1\x00OCI_MAINPID_FILE=/run/a b\nc\x00AB=2\x00A=3\x00EMPTY=\x00junk\x00"))
 	for name, want := range map[string]string{
 		"A": "1", "AB": "2", "EMPTY": "", "junk": "", "B": "", "OCI_MAINPID_FILE": "/run/a b\nc",
 	} {
@@ -67,7 +67,7 @@ func TestEnvironment(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
-	if got := parseEnvironment(nil).get(""); got != "" {
+	if got := environment(nil).get(""); got != "" {
 		t.Errorf("empty environment: %q", got)
 	}
 }
@@ -75,7 +75,7 @@ func TestEnvironment(t *testing.T) {
 func FuzzEnvironment(f *testing.F) {
 	f.Add([]byte("A=1\x00B=2\x00"), "B")
 	f.Fuzz(func(t *testing.T, b []byte, name string) {
-		if v := parseEnvironment(b).get(name); v != "" && !strings.Contains(string(b), name+"="+v) {
+		if v := environment(b).get(name); v != "" && !strings.Contains(string(b), name+"="+v) {
 			t.Errorf("%q in %q: %q", name, b, v)
 		}
 	})
@@ -87,12 +87,12 @@ func TestListenDescriptor(t *testing.T) {
 		env  environment
 		want int
 	}{
-		{"only the mainpid file", environment{"LISTEN_FDS=1", "LISTEN_FDNAMES=mainpidfile"}, 3},
-		{"behind two sockets", environment{"LISTEN_FDS=3", "LISTEN_FDNAMES=web:web:mainpidfile"}, 5},
-		{"held back", environment{"LISTEN_FDS=1", "LISTEN_FDNAMES=web:mainpidfile"}, -1},
-		{"another name", environment{"LISTEN_FDS=1", "LISTEN_FDNAMES=mainpidfile2"}, -1},
-		{"no names", environment{"LISTEN_FDS=1"}, -1},
-		{"no number", environment{"LISTEN_FDS=x", "LISTEN_FDNAMES=mainpidfile"}, -1},
+		{"only the mainpid file", environment("LISTEN_FDS=1\x00LISTEN_FDNAMES=mainpidfile"), 3},
+		{"behind two sockets", environment("LISTEN_FDS=3\x00LISTEN_FDNAMES=web:web:mainpidfile"), 5},
+		{"held back", environment("LISTEN_FDS=1\x00LISTEN_FDNAMES=web:mainpidfile"), -1},
+		{"another name", environment("LISTEN_FDS=1\x00LISTEN_FDNAMES=mainpidfile2"), -1},
+		{"no names", environment("LISTEN_FDS=1"), -1},
+		{"no number", environment("LISTEN_FDS=x\x00LISTEN_FDNAMES=mainpidfile"), -1},
 		{"nothing", nil, -1},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -270,17 +270,14 @@ func isServiceContainer(name string) bool {
 // verifyServiceContainer: its container is the service container, by the name
 // that podman gave conmon(8).
 func (c *Claim) verifyServiceContainer(Expected) error {
-	args, err := readArguments(c.PID)
-	if err != nil {
+	name, err := argumentAfter(c.PID, "-n")
+	switch {
+	case err != nil:
 		return err
+	case name == "":
+		return errors.New("names no container")
+	case !isServiceContainer(name):
+		return fmt.Errorf("is of container %.64q, not of the kube unit's service container", name)
 	}
-	for i, arg := range args {
-		if arg == "-n" && i+1 < len(args) {
-			if isServiceContainer(args[i+1]) {
-				return nil
-			}
-			return fmt.Errorf("is of container %.64q, not of the kube unit's service container", args[i+1])
-		}
-	}
-	return errors.New("names no container")
+	return nil
 }
