@@ -89,11 +89,12 @@ func (b battle) claims() {
 		{name: "an environment of 6 MiB", script: big + `conmon env INVOCATION_ID=0 /usr/bin/conmon; claim $pid`,
 			reason: `refused: process \d+: belongs to another start`},
 		{name: "an executable on a file system that never answers", script: `
-			mkdir -p low up work mnt; cp /bin/sleep low
-			fuse-overlayfs -o lowerdir=low,upperdir=up,workdir=work,timeout=0,allow_other mnt
+			fuse=fuse-$$; mkdir $fuse; cd $fuse; mkdir low up work mnt; cp /bin/sleep low
+			fuse-overlayfs -o lowerdir=low,upperdir=up,workdir=work,timeout=0,allow_other ~/$fuse/mnt
 			mnt/sleep 1000 & p=$!
-			sleep 0.2; kill -STOP $(pgrep -u $(id -u) fuse-overlayfs)
-			claim $p`, reason: ``},
+			until [ "$(readlink /proc/$p/exe)" = ~/$fuse/mnt/sleep ]; do sleep 0.01; done
+			kill -STOP $(pgrep -f "^fuse-overlayfs.*$fuse/mnt"); cd ~
+			claim $p`, reason: `refused: process \d+: does not execute conmon`},
 	}, daemon, stranger)
 
 	b.fight("an environment of 6 million empty variables", func(f fight) {
