@@ -29,7 +29,7 @@ func (b battle) contents() {
 		n := named.in(f.machine)
 		f.judgeStorm(n, `
 			conmon /usr/bin/conmon; claim $pid
-			(while :; do echo `+daemon.pid+` >"$OCI_MAINPID_FILE"; done) &`)
+			(while :; do echo `+daemon.pid+` >"$OCI_MAINPID_FILE"; done) &`, daemon)
 		f.judgeStorm(opened.in(f.machine), `
 			conmon /usr/bin/conmon; claim $pid
 			$attacker scribble 3 "1
@@ -71,7 +71,7 @@ func (b battle) contents() {
 }
 
 // judgeStorm judges a race: systemd is told of no process but those claimed.
-func (f fight) judgeStorm(n unit, script string) {
+func (f fight) judgeStorm(n unit, script string, victims ...victim) {
 	f.t.Helper()
 	cursor := path.Join(attackRun, "storm.cursor")
 	f.shell(`rm -f "$1"; journalctl --sync; journalctl --quiet --lines=1 --cursor-file="$1" >/dev/null`, cursor)
@@ -85,6 +85,9 @@ func (f fight) judgeStorm(n unit, script string) {
 	}
 	if len(claimed) == 0 {
 		wrong = append(wrong, "nothing was claimed")
+	}
+	for _, v := range victims {
+		wrong = append(wrong, v.harmed()...)
 	}
 	f.judgeAll(len(claimed), wrong...)
 }

@@ -181,6 +181,12 @@ func (b battle) notifications() {
 			}
 			f.judge(wrong...)
 		}
+		// The drop-in as it is: root's helper comes when READY=1 has.
+		u := f.user()
+		n := u.unit(service{mode: "mixed"})
+		n.systemctl("daemon-reload")
+		u.poststart(`sleep 1000 </dev/null >/dev/null 2>&1 & ` + attacker + ` send 1 READY=1,MAINPID=$! NOTIFYACCESS=none; exec ` + hookProgram)
+		f.judge(n.observe(nil).notOwn()...)
 	})
 	b.fight("a flood of notifications from outside of the unit", func(f fight) {
 		u := f.user()
