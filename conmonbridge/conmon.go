@@ -42,10 +42,10 @@ type Unit struct {
 	MainPIDFile string // path; "" where the unit only passes the descriptor
 	ResultFile  string // path; "" where nobody has to wait for the result
 
-	conmon  int  // or whoever told of it
-	invoked bool // whether that knows of a start of a unit at all
-	podman  int  // the process that systemd started, 0 if unknown
-	listen  int  // descriptor of conmon by LISTEN_FDNAMES, -1 if none
+	conmon int  // or whoever told of it
+	whole  bool // whether that has the environment that podman had
+	podman int  // the process that systemd started, 0 if unknown
+	listen int  // descriptor of conmon by LISTEN_FDNAMES, -1 if none
 }
 
 // UnitOf reads what the unit of a process, conmon or podman, told its
@@ -61,8 +61,9 @@ func UnitOf(pid int) (Unit, bool, error) {
 		MainPIDFile: env.get(EnvMainPIDFile),
 		ResultFile:  env.get(EnvResultFile),
 		conmon:      pid,
-		invoked:     env.get("INVOCATION_ID") != "",
-		listen:      listenDescriptor(env),
+		// systemd and logins set these, podman itself does not.
+		whole:  env.get("INVOCATION_ID") != "" || env.get("LOGNAME") != "" || env.get("USER") != "",
+		listen: listenDescriptor(env),
 	}
 	u.podman, _ = strconv.Atoi(env.get("SYSTEMD_EXEC_PID"))
 	return u, u.MainPIDFile != "" || u.listen >= 0, nil
@@ -73,7 +74,7 @@ func UnitOf(pid int) (Unit, bool, error) {
 // (cgroups(7)), where that podman is, too.
 func UnitOfConmon(pid int) (Unit, bool, error) {
 	u, ours, err := UnitOf(pid)
-	if err != nil || ours || u.invoked {
+	if err != nil || ours || u.whole {
 		return u, ours, err
 	}
 	cgroup, err := readCgroup(pid)

@@ -53,8 +53,9 @@ type Expected struct {
 // Claim is a PID that somebody claims to be a unit's main process. It refers
 // to one and the same process for ever, whatever becomes of the PID.
 type Claim struct {
-	PID   int
-	pidfd int
+	PID     int
+	pidfd   int
+	release func() // ends Hold, nil without
 }
 
 // NewClaim takes hold of the process with that PID (pidfd_open(2)).
@@ -62,7 +63,7 @@ func NewClaim(pid int) (*Claim, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	switch err {
 	case nil:
-		return &Claim{pid, fd}, nil
+		return &Claim{PID: pid, pidfd: fd}, nil
 	case unix.ESRCH:
 		return nil, fmt.Errorf("process %d: %w", pid, ErrNoProcess)
 	case unix.EINVAL, unix.ENOENT:
@@ -76,7 +77,12 @@ func NewClaim(pid int) (*Claim, error) {
 func (c *Claim) PIDFD() int { return c.pidfd }
 
 // Close lets go of the process.
-func (c *Claim) Close() { unix.Close(c.pidfd) }
+func (c *Claim) Close() {
+	if c.release != nil {
+		c.release()
+	}
+	unix.Close(c.pidfd)
+}
 
 // Alive returns nil while the process has not ended. A zombie has.
 func (c *Claim) Alive() error {
@@ -126,7 +132,8 @@ func (c *Claim) verify(want Expected) error {
 			return err
 		}
 	}
-	return nil
+	// Again, because they may have changed meanwhile.
+	return c.verifyUser(want)
 }
 
 // verifyUser: all of its UIDs are the user's, and the PID is the one that the

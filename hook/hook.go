@@ -31,7 +31,11 @@ const (
 // Main runs the hook as a program, with the state on standard input, and
 // returns its exit status: 0 or, with a line on standard error, 1.
 func Main() int {
-	if err := Run(os.Stdin); err != nil {
+	err := conmonbridge.Bound()
+	if err == nil {
+		err = Run(os.Stdin)
+	}
+	if err != nil {
 		fmt.Fprintf(conmonbridge.Stderr(), "oci-mainpid-hook: %v\n", err)
 		return 1
 	}

@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/conmonbridge"
 )
 
 // harden gives up, for good, what waiting and verifying do not need: all
@@ -15,8 +17,8 @@ import (
 // The Go runtime has threads already: what the kernel keeps for each thread is
 // changed in all of them.
 func harden() error {
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("forbid core dumps: %w", err)
+	if err := conmonbridge.Bound(); err != nil {
+		return err
 	}
 	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
 		// ENOTSUP: built with cgo, whose threads the runtime does not know.

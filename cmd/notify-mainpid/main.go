@@ -60,6 +60,10 @@ See notify-mainpid(8).
 // it is very busy, may take: less than the hook waits (hook.ResultTimeout).
 var managerTimeout = 20 * time.Second
 
+// verifyTimeout is for what takes microseconds, unless somebody has found how to
+// keep /proc waiting.
+const verifyTimeout = 5 * time.Second
+
 // config is what the command line says.
 type config struct {
 	user        string
@@ -219,7 +223,7 @@ func notify(c config, handover *conmonbridge.Handover) error {
 		return fmt.Errorf("refused: %w", err)
 	}
 	defer claim.Close()
-	err = claim.Verify(conmonbridge.Expected{
+	err = verify(claim, conmonbridge.Expected{
 		Requirement:  c.require,
 		UID:          uid,
 		InvocationID: invocation,
@@ -228,6 +232,13 @@ func notify(c config, handover *conmonbridge.Handover) error {
 	})
 	if err != nil {
 		return fmt.Errorf("refused: %w", err)
+	}
+	// systemd 258 and newer set this, and so tell that they know MAINPIDFDID=, as
+	// 257 does; one that is older goes by the PID alone.
+	if os.Getenv("MAINPIDFDID") == "" && os.Geteuid() == 0 {
+		if err := claim.Hold(); err != nil {
+			return fmt.Errorf("refused: %w", err)
+		}
 	}
 
 	message, err := sdnotify.MainPID(claim.PIDFD(), pid)
@@ -242,9 +253,20 @@ func notify(c config, handover *conmonbridge.Handover) error {
 	if err := manager.Barrier(ctx); err != nil {
 		return failure{exitManager, err}
 	}
-	// A systemd that does not know MAINPIDFDID= (before 257) went by the PID
-	// alone. While the process lives, that PID is no other's.
 	return claim.Alive()
+}
+
+// verify is Claim.Verify with a limit in time; if that is exceeded, it goes on
+// until this process ends.
+func verify(claim *conmonbridge.Claim, want conmonbridge.Expected) error {
+	done := make(chan error, 1)
+	go func() { done <- claim.Verify(want) }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(verifyTimeout):
+		return fmt.Errorf("process %d: could not be verified within %v", claim.PID, verifyTimeout)
+	}
 }
 
 // systemd's notification socket, and where it tells each unit's invocation ID.

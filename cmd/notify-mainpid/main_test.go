@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -232,6 +233,19 @@ func TestNothingIsSent(t *testing.T) {
 	}
 }
 
+// claimAnything claims a process of the user's that is no conmon, which is what
+// is required then.
+func claimAnything(t *testing.T, c *config) {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	c.require = conmonbridge.RequireUser
+	write(t, c.mainPIDFile, fmt.Sprintf("%d\n", cmd.Process.Pid))
+}
+
 func TestManagerIsNotThere(t *testing.T) {
 	for _, c := range []struct{ name, address, want string }{
 		{"NOTIFY_SOCKET unset", "", "NOTIFY_SOCKET is not set"},
@@ -241,8 +255,7 @@ func TestManagerIsNotThere(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			config := prepared(t)
-			config.require = conmonbridge.RequireUser
-			write(t, config.mainPIDFile, fmt.Sprintf("%d\n", os.Getpid()))
+			claimAnything(t, &config)
 			t.Setenv("NOTIFY_SOCKET", c.address)
 			assertFailure(t, run(config), exitManager, c.want)
 			assertResult(t, config, "error: ")
@@ -252,8 +265,7 @@ func TestManagerIsNotThere(t *testing.T) {
 		defer func(d time.Duration) { managerTimeout = d }(managerTimeout)
 		managerTimeout = 50 * time.Millisecond
 		config := prepared(t)
-		config.require = conmonbridge.RequireUser
-		write(t, config.mainPIDFile, fmt.Sprintf("%d\n", os.Getpid()))
+		claimAnything(t, &config)
 		path := filepath.Join(t.TempDir(), "notify")
 		conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 		if err != nil {
