@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -88,7 +89,7 @@ func Derive(r Request) (Result, error) {
 		if d.creates {
 			d.delegate()
 		}
-		d.repeatExec("")
+		d.repeatExec()
 		return d.out, nil
 	}
 	how, err := d.delivery(serviceType)
@@ -98,14 +99,18 @@ func Derive(r Request) (Result, error) {
 	d.out.Dropin.asUser(r.Account)
 	d.delegate()
 	d.serviceType(serviceType, how)
-	postStart := d.lines["ExecStartPost"]
-	if how.handshake && len(postStart) > 0 {
-		d.repeatExec("ExecStartPost")
-		d.out.Repeated = append(d.out.Repeated, "ExecStartPost")
-	} else {
-		d.repeatExec("")
+	var postStart, postStop []string
+	if how.handshake {
+		// What the unit does once podman is up must not keep podman waiting.
+		postStart = d.takeExec("ExecStartPost")
 	}
-	d.out.Dropin.mainPID(r.Account, r.Programs, how, postStart)
+	if slices.ContainsFunc(d.lines["ExecStopPost"], canFail) {
+		// systemd runs none of the lines behind one that fails.
+		postStop = d.takeExec("ExecStopPost")
+	}
+	d.repeatExec()
+	slices.SortFunc(d.out.Repeated, func(a, b string) int { return slices.Index(execKeys, a) - slices.Index(execKeys, b) })
+	d.out.Dropin.mainPID(r.Account, r.Programs, how, postStart, postStop)
 	d.advise()
 	return d.out, nil
 }
@@ -305,14 +310,31 @@ func (d *deriver) serviceType(serviceType string, how delivery) {
 	}
 }
 
-// repeatExec gives again what changed, except the setting that the caller gives.
-func (d *deriver) repeatExec(except string) {
+// repeatExec gives again what changed.
+func (d *deriver) repeatExec() {
 	for _, key := range execKeys {
-		if d.changed[key] && key != except {
-			d.out.Dropin.setExec(key, d.lines[key])
-			d.out.Repeated = append(d.out.Repeated, key)
+		if d.changed[key] {
+			d.out.Dropin.setExec(key, d.takeExec(key))
 		}
 	}
+}
+
+// takeExec returns the lines of a setting, nil if there are none, for the caller
+// to give again.
+func (d *deriver) takeExec(key string) []string {
+	lines := d.lines[key]
+	if lines != nil {
+		d.out.Repeated = append(d.out.Repeated, key)
+		d.changed[key] = false
+	}
+	return lines
+}
+
+// canFail reports whether systemd takes the failure of a command line for one of
+// the unit; see "Command lines" in systemd.service(5).
+func canFail(line string) bool {
+	commands, err := parseExec(line)
+	return err != nil || slices.ContainsFunc(commands, func(c command) bool { return !strings.Contains(c.prefix, "-") })
 }
 
 func (d *deriver) warn(format string, args ...any) {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -190,12 +191,12 @@ func TestRefusal(t *testing.T) {
 }
 
 func TestRepeated(t *testing.T) {
-	u, err := Parse([]byte("[Service]\nExecStart=podman run --cgroups=split x\nExecStop=podman stop x\nExecStartPost=/bin/true\n"))
+	u, err := Parse([]byte("[Service]\nExecStart=podman run --cgroups=split x\nExecStop=podman stop x\nExecStartPost=/bin/true\nExecStopPost=/bin/false\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	r, err := Derive(Request{Name: "x.service", Unit: u, Account: web, Cgroup: Mixed, Programs: testPrograms})
-	if err != nil || !reflect.DeepEqual(r.Repeated, []string{"ExecStart", "ExecStartPost"}) {
+	if err != nil || !reflect.DeepEqual(r.Repeated, []string{"ExecStart", "ExecStartPost", "ExecStopPost"}) {
 		t.Errorf("got %q, %v", r.Repeated, err)
 	}
 }
@@ -240,4 +241,39 @@ func TestWrite(t *testing.T) {
 	if err := d.Write(dir + "/file"); err == nil {
 		t.Error("a file as the directory")
 	}
+}
+
+// FuzzDropin checks that the settings of a unit, written into a drop-in, read
+// back the same.
+func FuzzDropin(f *testing.F) {
+	f.Add([]byte("[Unit]\nAfter=a \\\n# c\n b\n[Service]\nExecStart=\nExecStart=-/bin/a 'b c' \\x20\nEnvironment=\"A=\\\\\"\n"))
+	f.Add([]byte("[Service]\nA=b\\"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		u, err := Parse(data)
+		if err != nil {
+			return
+		}
+		d := &Dropin{Unit: "web.service"}
+		var want []Assignment
+		for _, section := range []string{"Unit", "Service"} {
+			for _, a := range u.Assignments {
+				switch {
+				case a.Section != section:
+					continue
+				case section == "Unit":
+					d.setUnit(a.Key, a.Value)
+				default:
+					d.set(a.Key, a.Value)
+				}
+				want = append(want, a)
+			}
+		}
+		got, err := Parse(d.Text())
+		if err != nil {
+			t.Fatalf("%s\n%v", d.Text(), err)
+		}
+		if !slices.Equal(got.Assignments, want) {
+			t.Errorf("%q became %q", want, got.Assignments)
+		}
+	})
 }

@@ -41,7 +41,11 @@ func (d *Dropin) set(key, value string)     { d.service = appendSetting(d.servic
 
 func appendSetting(section []byte, key, value string) []byte {
 	section = append(append(section, key...), '=')
-	return append(append(section, value...), '\n')
+	section = append(section, value...)
+	if strings.HasSuffix(value, `\`) {
+		section = append(section, ' ') // so that it does not continue the line
+	}
+	return append(section, '\n')
 }
 
 // setExec gives an Exec setting again in full.
@@ -197,6 +201,9 @@ type files struct{ mainPID, result string }
 // runFiles is where they are; the directory is conmonbridge's.
 const runFiles = "/run/oci-mainpid"
 
+// runMount is the unit that mounts a file system of its own there.
+const runMount = `run-oci\x2dmainpid.mount`
+
 func filesOf(unit string) files {
 	dir := filepath.Join(runFiles, unit)
 	return files{dir + "/mainpid", dir + "/result"}
@@ -218,9 +225,10 @@ type delivery struct {
 	kube bool
 }
 
-// mainPID has notify-mainpid make conmon the unit's main process. postStart are
-// the unit's own ExecStartPost= lines.
-func (d *Dropin) mainPID(a Account, p Programs, how delivery, postStart []string) {
+// mainPID has notify-mainpid make conmon the unit's main process. postStart and
+// postStop are the lines of ExecStartPost= and ExecStopPost= that must come
+// behind its own; nil leaves those that there are where they are.
+func (d *Dropin) mainPID(a Account, p Programs, how delivery, postStart, postStop []string) {
 	files := filesOf(d.Unit)
 	name := quoteArgument(d.Unit)
 	mainPID, result := quoteArgument(files.mainPID), quoteArgument(files.result)
@@ -231,6 +239,9 @@ func (d *Dropin) mainPID(a Account, p Programs, how delivery, postStart []string
 		name, mainPID, result = "%n", files.mainPID, files.result
 		environment = func(text string) string { return text }
 	}
+	// Where it does not exist or fails, the directory is in /run itself.
+	d.setUnit("Wants", runMount)
+	d.setUnit("After", runMount)
 	helper := "+" + quoteArgument(p.NotifyMainPID)
 	uid := " --user=" + strconv.Itoa(a.UID)
 	operands := " --unit=" + name + " " + mainPID + " " + result
@@ -258,13 +269,18 @@ func (d *Dropin) mainPID(a Account, p Programs, how delivery, postStart []string
 		d.set("ExecStartPre", "-"+how.warmUp)
 	}
 	d.set("ExecStartPre", prepare+operands)
-	if how.handshake && len(postStart) > 0 {
-		// What the unit does once podman is up must not keep podman waiting.
-		d.setExec("ExecStartPost", append([]string{notify + operands}, postStart...))
+	d.setFirst("ExecStartPost", notify+operands, postStart)
+	d.setFirst("ExecStopPost", "-"+helper+" --forget"+operands, postStop)
+}
+
+// setFirst adds a line to an Exec setting, before the others if those are given
+// again.
+func (d *Dropin) setFirst(key, line string, others []string) {
+	if others != nil {
+		d.setExec(key, append([]string{line}, others...))
 	} else {
-		d.set("ExecStartPost", notify+operands)
+		d.set(key, line)
 	}
-	d.set("ExecStopPost", helper+" --forget"+operands)
 }
 
 // Refusal returns a drop-in with which the unit fails to start and its log says

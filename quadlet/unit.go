@@ -109,28 +109,32 @@ func Parse(data []byte) (*Unit, error) {
 		return nil, ErrNotUnit
 	}
 	u := &Unit{Assignments: make([]Assignment, 0, bytes.Count(data, []byte("=")))}
-	section, pending := "", ""
-	continued, sawLine := false, false
+	section := ""
+	var pending []string // the lines before one, that it continues
+	sawLine := false
 	text := strings.TrimPrefix(string(data), "\ufeff")
 	for len(text) > 0 {
 		line, rest, _ := strings.Cut(text, "\n")
 		text = rest
 		line = strings.TrimLeft(strings.TrimSuffix(line, "\r"), whitespace)
 		if line != "" && (line[0] == '#' || line[0] == ';') {
-			continue
-		}
-		if continued {
-			line = pending + line
+			if text != "" || len(pending) == 0 {
+				continue
+			}
+			line = ""
 		}
 		// An odd number of backslashes continues the line; systemd puts a
 		// space where the last one was.
-		body := strings.TrimRight(line, `\`)
-		if continued = (len(line)-len(body))%2 == 1; continued {
-			pending = line[:len(line)-1] + " "
+		if backslashes := len(line) - len(strings.TrimRight(line, `\`)); backslashes%2 == 1 {
+			line = line[:len(line)-1] + " "
 			if text != "" {
+				pending = append(pending, line)
 				continue
 			}
-			line = pending
+		}
+		if len(pending) > 0 {
+			line = strings.Join(append(pending, line), "")
+			pending = pending[:0]
 		}
 		line = strings.Trim(line, whitespace)
 		if line == "" {

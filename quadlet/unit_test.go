@@ -32,6 +32,7 @@ func TestParse(t *testing.T) {
 		{"escaped backslash at the end", "[Service]\nExecStart=/bin/a \\\\\nType=exec\n",
 			[]Assignment{{"Service", "ExecStart", `/bin/a \\`}, {"Service", "Type", "exec"}}},
 		{"continuation at the end of the file", "[Service]\nExecStart=/bin/a \\", []Assignment{{"Service", "ExecStart", "/bin/a"}}},
+		{"continuation that only a comment follows", "[Service]\nExecStart=/bin/a \\\n# not this", []Assignment{{"Service", "ExecStart", "/bin/a"}}},
 		{"empty line ends a continuation", "[Service]\nExecStart=/bin/a \\\n\nType=exec\n",
 			[]Assignment{{"Service", "ExecStart", "/bin/a"}, {"Service", "Type", "exec"}}},
 		{"lines that are nothing are ignored", "stray\n[Service]\nnonsense\nType=exec\n", []Assignment{{"Service", "Type", "exec"}}},
@@ -72,6 +73,11 @@ func TestParseLongLine(t *testing.T) {
 	u, err := Parse([]byte("[Service]\nExecStart=/bin/a " + arg + "\n"))
 	if err != nil || u.Get("Service", "ExecStart") != "/bin/a "+arg {
 		t.Errorf("a line of 100 KiB: %v", err)
+	}
+	// Many lines in one take seconds if each copies those before.
+	u, err = Parse([]byte("[Service]\nExecStart=" + strings.Repeat("a\\\n", 100_000)))
+	if want := strings.TrimSpace(strings.Repeat("a ", 100_000)); err != nil || u.Get("Service", "ExecStart") != want {
+		t.Errorf("100,000 lines in one: %v", err)
 	}
 }
 

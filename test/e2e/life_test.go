@@ -95,3 +95,39 @@ func TestLogout(t *testing.T) {
 		}
 	})
 }
+
+// TestFiles: no file of a dead unit stays, and those of units that live cannot
+// fill /run.
+func TestFiles(t *testing.T) {
+	onStacks(t, func(m machine) {
+		m.subtest("a unit whose own ExecStopPost= fails", func(m machine) {
+			n := m.user().unit(service{mode: "mixed", more: "ExecStopPost=/bin/false"})
+			n.start()
+			n.assertMainPIDIsConmon()
+			n.stop()
+			n.assertEnded("failed", "exit-code", "0")
+			n.assertGone()
+		})
+		m.subtest("on a file system of their own", func(m machine) {
+			n := m.user().unit(service{mode: "mixed"})
+			n.start()
+			if got, want := m.run("findmnt", "--noheadings", "--output=FSTYPE,OPTIONS", "/run/oci-mainpid"), "tmpfs rw,nosuid,nodev,noexec,relatime,size=32768k,nr_inodes=16384,mode=711"; got != want {
+				m.t.Errorf("/run/oci-mainpid is %q, want %q", got, want)
+			}
+		})
+		m.subtest("in /run where that is masked", func(m machine) {
+			const mount = `run-oci\x2dmainpid.mount`
+			m.systemctl("mask", "--runtime", mount)
+			m.t.Cleanup(func() { m.systemctl("unmask", "--runtime", mount) })
+			m.run("umount", "--lazy", "/run/oci-mainpid")
+			n := m.user().unit(service{mode: "mixed"})
+			n.start()
+			n.assertMainPIDIsConmon()
+			if r := m.try("mountpoint", "-q", "/run/oci-mainpid"); r.status == 0 {
+				m.t.Error("/run/oci-mainpid is mounted")
+			}
+			n.stop()
+			n.assertGone()
+		})
+	})
+}
