@@ -121,14 +121,20 @@ func argumentAfter(pid int, argument string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return following(b, argument), nil
+}
+
+// following returns the string that follows one in a NUL-separated list, "" where
+// there is none.
+func following(list []byte, before string) string {
 	found := false
-	for arg := range nulSeparated(b) {
+	for s := range nulSeparated(list) {
 		if found {
-			return string(arg), nil
+			return string(s)
 		}
-		found = string(arg) == argument
+		found = string(s) == before
 	}
-	return "", nil
+	return ""
 }
 
 // children returns the PIDs of the children of all threads of a process

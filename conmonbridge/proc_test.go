@@ -127,6 +127,27 @@ func FuzzParseCgroup(f *testing.F) {
 	})
 }
 
+func FuzzFollowing(f *testing.F) {
+	f.Add([]byte("/usr/bin/conmon\x00--api-version\x001\x00-n\x00web\x00"), "-n")
+	f.Fuzz(func(t *testing.T, b []byte, before string) {
+		got := following(b, before)
+		if got != "" && !strings.Contains("\x00"+string(b)+"\x00", "\x00"+before+"\x00"+got+"\x00") {
+			t.Errorf("%q after %q: %q", b, before, got)
+		}
+	})
+}
+
+func FuzzStatusField(f *testing.F) {
+	f.Add([]byte("Name:\tconmon\nUid:\t1000\t1000\t1000\t1000\nNSpid:\t42\n"), "Uid")
+	f.Fuzz(func(t *testing.T, b []byte, name string) {
+		for _, v := range statusField(b, name) {
+			if v == "" || !strings.Contains(string(b), name+":") || !strings.Contains(string(b), v) {
+				t.Errorf("%q in %q: %q", name, b, v)
+			}
+		}
+	})
+}
+
 func TestChildren(t *testing.T) {
 	conmon := startConmon(t)
 	pids, err := children(conmon.PID)

@@ -213,11 +213,20 @@ func (f fight) reuse(n unit, other user, at, reason string, sent bool) {
 	hold, held := fmt.Sprintf("%s/%s.hold", attackRun, n.name), fmt.Sprintf("%s/%s.held", attackRun, n.name)
 	f.shell(`rm -f "$2"; echo "$3" >"$1"`, hold, held, at)
 	var v victim
+	kept := false
 	o := n.attempt(`conmon /usr/bin/conmon; claim $pid`, func() {
 		defer f.run("rm", hold)
 		f.await("the helper is held", soon, func() bool { return f.try("test", "-e", held).status == 0 })
-		v = other.takePID(f.run("cat", n.home()+"/claimed"))
+		pid := f.run("cat", n.home()+"/claimed")
+		f.run("kill", "-9", pid)
+		if kept = f.isKept(pid); !kept {
+			v = other.takePID(pid)
+		}
 	})
+	if kept {
+		f.judge(o.notRefused(1, reason)...)
+		return
+	}
 	if v.pid == "" {
 		return // somebody else was faster
 	}
@@ -239,11 +248,23 @@ func (f fight) reuse(n unit, other user, at, reason string, sent bool) {
 	f.judge(append(wrong, v.harmed()...)...)
 }
 
-// takePID ends a process, and starts one of the user's with its PID.
+// isKept tells of a process that has been killed whether the helper keeps its PID
+// from being reused, see conmonbridge.Claim.Hold: it stays a zombie.
+func (f fight) isKept(pid string) bool {
+	f.t.Helper()
+	return f.try("sh", "-c", `
+		for i in $(seq 30); do
+			grep -Eq "^TracerPid:.*[1-9]" "/proc/$1/status" || exit 1
+			sleep 0.01
+		done
+		grep -q "^State:.*zombie" "/proc/$1/status"`, "sh", pid).status == 0
+}
+
+// takePID starts a process of the user's with the PID of one that has been killed.
 func (u user) takePID(pid string) victim {
 	u.t.Helper()
 	v := victim{machine: u.machine, pid: pid, log: fmt.Sprintf("%s/victim%03d", attackRun, victimNumber.Add(1))}
-	v.shell(`: >"$1"; chmod 666 "$1"; kill -9 "$2"`, v.log, pid)
+	v.shell(`: >"$1"; chmod 666 "$1"`, v.log)
 	r := v.try(u.as("sh", "-c", `
 		while [ -e /proc/$1 ]; do sleep 0.01; done
 		for i in $(seq 10000); do

@@ -169,25 +169,6 @@ func (b battle) notifications() {
 			f.judge(append(wrong, daemon.harmed()...)...)
 		}
 	})
-	b.fight("NOTIFYACCESS=none, so that systemd hears nothing of root's", func(f fight) {
-		// With NotifyAccess=all, as units with Type=notify have it, any process of
-		// the unit may say so.
-		for _, access := range []string{"none", "main"} {
-			n := f.user().stage("mixed", false)
-			o := n.attempt(`$attacker send 1 NOTIFYACCESS=`+access+`; conmon /usr/bin/conmon; claim $pid`, nil)
-			wrong := o.excess()
-			if o.state == "active" {
-				wrong = o.notTaken()
-			}
-			f.judge(wrong...)
-		}
-		// The drop-in as it is: root's helper comes when READY=1 has.
-		u := f.user()
-		n := u.unit(service{mode: "mixed"})
-		n.systemctl("daemon-reload")
-		u.poststart(`sleep 1000 </dev/null >/dev/null 2>&1 & ` + attacker + ` send 1 READY=1,MAINPID=$! NOTIFYACCESS=none; exec ` + hookProgram)
-		f.judge(n.observe(nil).notOwn()...)
-	})
 	b.fight("a flood of notifications from outside of the unit", func(f fight) {
 		u := f.user()
 		n := u.podmanUnit(service{mode: "mixed"})
@@ -243,6 +224,39 @@ func (b battle) ownUnit() {
 			return o.mainPID == o.claimed
 		})
 		f.judge(o.notTaken()...)
+	})
+	b.show("NOTIFYACCESS=none, so that systemd hears nothing of root's: the main process stays another one of the unit's", func(f fight) {
+		// With NotifyAccess=all, as units with Type=notify have it, any process of
+		// the unit may say so.
+		own := func(n unit, o outcome) []string {
+			wrong := o.excess()
+			if o.state == "active" {
+				if uid := f.run("ps", "--no-headers", "-o", "uid:1", "-p", o.mainPID); uid != n.uid {
+					wrong = append(wrong, "the main process is of UID "+uid)
+				}
+				if group := f.run("cat", "/proc/"+o.mainPID+"/cgroup"); !strings.Contains(group, "/"+n.name) {
+					wrong = append(wrong, "the main process is in "+group)
+				}
+			}
+			n.stop()
+			return wrong
+		}
+		for _, access := range []string{"none", "main"} {
+			n := f.user().stage("mixed", false)
+			f.judge(own(n, n.attempt(`$attacker send 1 NOTIFYACCESS=`+access+`; conmon /usr/bin/conmon; claim $pid`, nil))...)
+		}
+		// The drop-in as it is: root's helper comes when READY=1 has.
+		u := f.user()
+		n := u.unit(service{mode: "mixed"})
+		n.systemctl("daemon-reload")
+		u.poststart(`sleep 1000 </dev/null >/dev/null 2>&1 & ` + attacker + ` send 1 READY=1,MAINPID=$! NOTIFYACCESS=none; exec ` + hookProgram)
+		o := n.observe(nil)
+		status := f.try("oci-mainpid", "status", "--format=json", n.name).stdout
+		wrong := own(n, o)
+		if o.state == "active" && !strings.Contains(status, `"agrees": false`) {
+			wrong = append(wrong, "oci-mainpid status does not tell: "+status)
+		}
+		f.judge(wrong...)
 	})
 	b.show("notify-mainpid frozen or killed in a control group of the user's: the start fails in TimeoutStartSec=", func(f fight) {
 		n := f.user().stage("mixed", false)

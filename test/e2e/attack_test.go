@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"cmp"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -45,6 +46,8 @@ func TestAttack(t *testing.T) {
 		}
 	})
 }
+
+var raceTime = flag.Duration("race-time", 4*time.Second, "how `LONG` TestAttack tries each race, at most")
 
 // tally counts, for each stack and case, what was tried and what was held.
 type tally struct {
@@ -371,13 +374,13 @@ func (n unit) storm(script string) (claimed map[string]bool, wrong []string) {
 	n.writeHome("attack", prelude+script+"\nwait\nexec sleep 1000\n")
 	out := n.shell(`
 		cd "$2"
-		end=$(($(date +%s) + 20))
+		end=$(($(date +%s) + $3))
 		for i in $(seq 200); do
 			[ $(date +%s) -lt $end ] || break
 			systemctl start "$1" 2>/dev/null || :
 			echo "$(systemctl show --property=ActiveState "$1") $(systemctl show --property=MainPID "$1") $(cat claimed)"
 			systemctl stop "$1"
-		done`, n.name, n.home())
+		done`, n.name, n.home(), fmt.Sprint(int(max((*raceTime).Seconds(), 1))))
 	claimed = map[string]bool{}
 	for line := range strings.Lines(out) {
 		var state, mainPID, pid string
@@ -392,7 +395,7 @@ func (n unit) storm(script string) (claimed map[string]bool, wrong []string) {
 
 // repeat calls for an attempt, as often as asked unless that takes too long.
 func repeat(times int, attempt func()) {
-	for deadline := time.Now().Add(20 * time.Second); times > 0 && time.Now().Before(deadline); times-- {
+	for deadline := time.Now().Add(*raceTime); times > 0 && time.Now().Before(deadline); times-- {
 		attempt()
 	}
 }
