@@ -223,29 +223,32 @@ func (f fight) reuse(n unit, other user, at, reason string, sent bool) {
 			v = other.takePID(pid)
 		}
 	})
-	if kept {
-		f.judge(o.notRefused(1, reason)...)
-		return
-	}
-	if v.pid == "" {
+	if v.pid == "" && !kept {
 		return // somebody else was faster
 	}
 	var wrong []string
 	if sent {
-		// Root's notification was under way: MAINPIDFDID= must have it refused.
+		// Root's notification was under way: systemd must refuse it.
 		if got := o.sentByHelper(); len(got) == 0 {
 			wrong = append(wrong, "nothing was sent, so this tried nothing")
 		}
-		if !strings.Contains(o.log, "mismatches with received MAINPIDFDID=") {
+		refused := "mismatches with received MAINPIDFDID="
+		if kept {
+			refused = "New main PID " + o.claimed + " does not exist or is a zombie"
+		}
+		if !strings.Contains(o.log, refused) {
 			wrong = append(wrong, "systemd did not refuse it:\n"+o.log)
 		}
 		o.log = ""
-		if o.mainPID == v.pid {
+		if o.mainPID == o.claimed {
 			wrong = append(wrong, "systemd took it")
 		}
 	}
 	wrong = append(wrong, o.notRefused(1, reason)...)
-	f.judge(append(wrong, v.harmed()...)...)
+	if !kept {
+		wrong = append(wrong, v.harmed()...)
+	}
+	f.judge(wrong...)
 }
 
 // isKept tells of a process that has been killed whether the helper keeps its PID

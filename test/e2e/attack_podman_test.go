@@ -119,7 +119,7 @@ func (b battle) hooks() {
 	b.fight("the mainpid file by its name, in place of the hook", func(f fight) {
 		u := f.user()
 		n := u.podmanUnit(service{mode: "mixed", template: true})
-		u.poststart(fmt.Sprintf(`echo %s >%s`, daemon.pid, n.mainPIDFile()))
+		u.poststart(fmt.Sprintf(`cat >/dev/null; echo %s >%s`, daemon.pid, n.mainPIDFile()))
 		f.judge(append(n.observe(nil).notRefused(1, runsAsRoot), daemon.harmed()...)...)
 	})
 	b.fight("a second hook run for the same unit", func(f fight) {
