@@ -7,6 +7,7 @@ MANDIR     ?= $(PREFIX)/share/man
 HOOK_BIN_DIR ?= $(LIBEXECDIR)/oci/hooks.d
 HOOK_DIR     ?= $(PREFIX)/share/containers/oci/hooks.d
 SYSTEMDDIR   ?= $(PREFIX)/lib/systemd
+CATALOGDIR   ?= $(SYSTEMDDIR)/catalog
 TMPFILESDIR  ?= $(PREFIX)/lib/tmpfiles.d
 BASHCOMPDIR  ?= $(PREFIX)/share/bash-completion/completions
 ZSHCOMPDIR   ?= $(PREFIX)/share/zsh/site-functions
@@ -55,6 +56,7 @@ install: build man completions
 	$(INSTALL) -D -m 644 systemd/run-oci-mainpid.mount '$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)'
 	$(INSTALL) -d $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants
 	ln -sf '../$(RUN_MOUNT)' $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/
+	$(INSTALL) -D -m 644 catalog/oci-mainpid.catalog $(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog
 	$(INSTALL) -D -m 644 bin/completions/bash $(DESTDIR)$(BASHCOMPDIR)/oci-mainpid
 	$(INSTALL) -D -m 644 bin/completions/zsh $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid
 	$(INSTALL) -D -m 644 bin/completions/fish $(DESTDIR)$(FISHCOMPDIR)/oci-mainpid.fish
@@ -68,6 +70,7 @@ uninstall:
 		$(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator \
 		$(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf \
 		'$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)' '$(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/$(RUN_MOUNT)' \
+		$(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog \
 		$(DESTDIR)$(BASHCOMPDIR)/oci-mainpid $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid $(DESTDIR)$(FISHCOMPDIR)/oci-mainpid.fish
 	for page in $(MANPAGES); do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/} || exit; done
 	for dir in $(LIBEXECDIR)/oci-mainpid $(foreach dir,$(HOOK_BIN_DIR) $(HOOK_DIR) $(BASHCOMPDIR) $(ZSHCOMPDIR) $(FISHCOMPDIR),$(dir) $(patsubst %/,%,$(dir $(dir)))); do \

@@ -42,6 +42,10 @@ type Unit struct {
 	MainPIDFile string // path; "" where the unit only passes the descriptor
 	ResultFile  string // path; "" where nobody has to wait for the result
 
+	// InvocationID is that of the unit's start, "" if that is not known.
+	InvocationID string
+	Verbose      bool // whether the unit asks for each step to be logged
+
 	conmon int  // or whoever told of it
 	whole  bool // whether that has the environment that podman had
 	podman int  // the process that systemd started, 0 if unknown
@@ -57,16 +61,19 @@ func UnitOf(pid int) (Unit, bool, error) {
 		return Unit{}, false, err
 	}
 	u := Unit{
-		Name:        env.get("PODMAN_SYSTEMD_UNIT"),
-		MainPIDFile: env.get(EnvMainPIDFile),
-		ResultFile:  env.get(EnvResultFile),
-		conmon:      pid,
-		// systemd and logins set these, podman itself does not.
-		whole:  env.get("INVOCATION_ID") != "" || env.get("LOGNAME") != "" || env.get("USER") != "",
-		listen: listenDescriptor(env),
+		Name:         env.get("PODMAN_SYSTEMD_UNIT"),
+		MainPIDFile:  env.get(EnvMainPIDFile),
+		ResultFile:   env.get(EnvResultFile),
+		InvocationID: env.get("INVOCATION_ID"),
+		conmon:       pid,
+		listen:       listenDescriptor(env),
 	}
+	// systemd and logins set these, podman itself does not.
+	u.whole = u.InvocationID != "" || env.get("LOGNAME") != "" || env.get("USER") != ""
 	u.podman, _ = strconv.Atoi(env.get("SYSTEMD_EXEC_PID"))
-	return u, u.MainPIDFile != "" || u.listen >= 0, nil
+	ours := u.MainPIDFile != "" || u.listen >= 0
+	u.Verbose = ours && IsVerbose(env.get(EnvVerbose))
+	return u, ours, nil
 }
 
 // UnitOfConmon is UnitOf for a conmon. podman before 4.8 keeps its environment

@@ -17,6 +17,10 @@ const (
 	// it where podman has to be held until systemd has taken the main PID.
 	EnvResultFile = "OCI_MAINPID_RESULT"
 
+	// EnvVerbose has the hook and notify-mainpid log each of their steps. A unit
+	// sets it to 1.
+	EnvVerbose = "OCI_MAINPID_VERBOSE"
+
 	// DescriptorName is the name under which a unit's OpenFile= passes the
 	// mainpid file (systemd.service(5), LISTEN_FDNAMES in sd_listen_fds(3)).
 	DescriptorName = "mainpidfile"
@@ -25,3 +29,6 @@ const (
 	// it, whatever /proc/sys/kernel/pid_max says (proc_sys_kernel(5)).
 	maxPID = 4 * 1024 * 1024
 )
+
+// IsVerbose says what the value of EnvVerbose means.
+func IsVerbose(value string) bool { return value != "" && value != "0" }

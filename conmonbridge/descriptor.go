@@ -13,18 +13,19 @@ import (
 // the user may (a file that was prepared for the user), else as the descriptor
 // that PID 1 opened for the unit (OpenFile= in systemd.service(5)) and podman
 // inherited. The latter is copied with pidfd_getfd(2) from whoever still has
-// it: an ancestor of this process, conmon, podman or a child of podman.
-func (u Unit) OpenMainPIDFile() (*os.File, error) {
+// it: an ancestor of this process, conmon, podman or a child of podman. from is
+// the PID of that process, 0 for the name.
+func (u Unit) OpenMainPIDFile() (f *os.File, from int, err error) {
 	if u.MainPIDFile == "" {
 		f, err := copyDescriptor(u.conmon, u.listen)
 		if err != nil {
-			return nil, fmt.Errorf("take descriptor %d (%s) from conmon %d: %w", u.listen, DescriptorName, u.conmon, err)
+			return nil, 0, fmt.Errorf("take descriptor %d (%s) from conmon %d: %w", u.listen, DescriptorName, u.conmon, err)
 		}
-		return f, nil
+		return f, u.conmon, nil
 	}
 	f, openErr := openRegular(u.MainPIDFile)
 	if openErr == nil {
-		return f, nil
+		return f, 0, nil
 	}
 	holders := append(ancestors(), u.conmon)
 	if u.podman > 1 {
@@ -42,12 +43,12 @@ func (u Unit) OpenMainPIDFile() (*os.File, error) {
 		}
 		if f, err := copyDescriptor(pid, fd); err == nil {
 			if f.Name() == u.MainPIDFile {
-				return f, nil
+				return f, pid, nil
 			}
 			f.Close()
 		}
 	}
-	return nil, fmt.Errorf("open %s: %w, and no descriptor of it in podman or conmon (is it the unit's OpenFile=?)", u.MainPIDFile, openErr)
+	return nil, 0, fmt.Errorf("open %s: %w, and no descriptor of it in podman or conmon (is it the unit's OpenFile=?)", u.MainPIDFile, openErr)
 }
 
 // Stderr returns where errors of this process are read: its standard error or,

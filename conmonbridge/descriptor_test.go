@@ -28,7 +28,7 @@ func onlyByDescriptor(t *testing.T) *os.File {
 func TestOpenMainPIDFile(t *testing.T) {
 	write := func(t *testing.T, u Unit, path string) {
 		t.Helper()
-		f, err := u.OpenMainPIDFile()
+		f, _, err := u.OpenMainPIDFile()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -76,14 +76,14 @@ func TestOpenMainPIDFile(t *testing.T) {
 			Env:   []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=mainpidfile"},
 			Files: []*os.File{w},
 		})
-		if _, err := u.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		if _, _, err := u.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("neither name nor descriptor", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "mainpid")
 		u := unit(t, conmontest.Options{Env: []string{"OCI_MAINPID_FILE=" + path}})
-		if _, err := u.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "OpenFile=") {
+		if _, _, err := u.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "OpenFile=") {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -98,7 +98,7 @@ func TestOpenMainPIDFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			u := unit(t, conmontest.Options{Env: []string{"OCI_MAINPID_FILE=" + path}})
-			if _, err := u.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), path) {
+			if _, _, err := u.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), path) {
 				t.Errorf("got %v", err)
 			}
 		})

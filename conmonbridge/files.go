@@ -25,9 +25,9 @@ func Prepare(mainPIDFile, resultFile string, owner int) error {
 		err = makeFile(resultFile, 0o644, os.Geteuid())
 	}
 	if err != nil {
-		return errors.Join(err, Forget(mainPIDFile, resultFile))
+		Forget(mainPIDFile, resultFile) // what keeps it from that, err says already
 	}
-	return nil
+	return err
 }
 
 // Forget removes what Prepare made: both files, and their directory once it
@@ -169,7 +169,7 @@ func unlink(dir int, path string) error {
 // it is. With create, directories that are missing are made, with mode 0711.
 func openParent(path string, create bool) (int, error) {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
-		return -1, fmt.Errorf("path %q: is not absolute or not clean", path)
+		return -1, fmt.Errorf("path %q: is not absolute or not clean: it must begin with a slash and have no ., .., double or trailing slash", path)
 	}
 	dir, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

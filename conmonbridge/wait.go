@@ -120,9 +120,14 @@ const (
 	resultError = "error: "
 )
 
+// ErrAnswer is an error that notify-mainpid wrote into the result file, and so
+// has said itself already.
+var ErrAnswer = errors.New("notify-mainpid")
+
 // WaitResult waits until notify-mainpid has written its answer into a unit's
 // result file, at most as long as asked. It returns nil for "ok"; else the
-// error is that of notify-mainpid, or says that it ended without an answer.
+// error is that of notify-mainpid, ErrAnswer, or says that it ended without an
+// answer.
 func WaitResult(path string, timeout time.Duration) error {
 	w, err := newWatch(path, unix.IN_CLOSE_WRITE|unix.IN_ATTRIB|unix.IN_DELETE_SELF|unix.IN_DONT_FOLLOW)
 	if err == nil {
@@ -142,7 +147,7 @@ func WaitResult(path string, timeout time.Duration) error {
 		case text == resultOK:
 			return nil
 		case strings.HasPrefix(text, resultError) && strings.HasSuffix(text, "\n"):
-			return fmt.Errorf("notify-mainpid: %s", strings.TrimSpace(strings.TrimPrefix(text, resultError)))
+			return fmt.Errorf("%w: %s", ErrAnswer, strings.TrimSpace(strings.TrimPrefix(text, resultError)))
 		case closed:
 			return fmt.Errorf("notify-mainpid ended without an answer in %s", path)
 		}

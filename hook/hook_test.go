@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"oci-mainpid-hook/internal/conmontest"
+	"oci-mainpid-hook/internal/message"
 )
 
 func TestMain(m *testing.M) {
@@ -50,7 +51,7 @@ func TestMalformedState(t *testing.T) {
 		{"negative pid", state(-5, "running"), "with pid -5"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			err := Run(strings.NewReader(c.in))
+			err := Run(strings.NewReader(c.in), new(message.Log))
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "container state on standard input") {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
@@ -77,7 +78,7 @@ func TestNothingToDo(t *testing.T) {
 		"stopped, without a pid":         `{"id":"x","status":"stopped"}`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := Run(strings.NewReader(in)); err != nil {
+			if err := Run(strings.NewReader(in), new(message.Log)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -110,7 +111,7 @@ func TestDeliver(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			file, conmon := unit(t, c.below)
 			for range 2 { // the second time stands for the unit's second container
-				if err := Run(strings.NewReader(state(conmon.Container, c.status))); err != nil {
+				if err := Run(strings.NewReader(state(conmon.Container, c.status)), new(message.Log)); err != nil {
 					t.Fatal(err)
 				}
 				if b, err := os.ReadFile(file); string(b) != fmt.Sprintf("%d\n", conmon.PID) || err != nil {
@@ -133,7 +134,7 @@ func TestDeliverWaits(t *testing.T) {
 			}
 			file, conmon := unit(t, nil, "OCI_MAINPID_RESULT="+result)
 			done := make(chan error)
-			go func() { done <- Run(strings.NewReader(state(conmon.Container, "running"))) }()
+			go func() { done <- Run(strings.NewReader(state(conmon.Container, "running")), new(message.Log)) }()
 			// It holds podman for as long as there is no answer.
 			inotify, err := unix.InotifyInit1(unix.IN_CLOEXEC)
 			if err != nil {
@@ -168,7 +169,7 @@ func TestDeliverFails(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	err := Run(strings.NewReader(state(conmon.Container, "running")))
+	err := Run(strings.NewReader(state(conmon.Container, "running")), new(message.Log))
 	if err == nil || !strings.HasPrefix(err.Error(), "web.service: open "+file) {
 		t.Errorf("got %v", err)
 	}

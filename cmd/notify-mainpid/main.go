@@ -12,13 +12,13 @@ import (
 	"os/signal"
 	"os/user"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/conmonbridge"
+	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/sdnotify"
 )
 
@@ -49,6 +49,8 @@ and writes what became of it into RESULTFILE.
                     by itself
   --unit=NAME       the unit that runs this, for messages, and to check that the
                     environment is as systemd set it; not when run by hand
+  --verbose         say what it does; the same as OCI_MAINPID_VERBOSE=1 in the
+                    environment
   --prepare         make both files anew, and do nothing else
   --forget          remove both files, and do nothing else
   --help            print this
@@ -74,6 +76,8 @@ type config struct {
 	action      string // "", "prepare" or "forget"
 
 	mainPIDFile, resultFile string
+
+	log *message.Log
 }
 
 // failure is an error with the exit status that it deserves.
@@ -83,6 +87,25 @@ type failure struct {
 }
 
 func (f failure) Unwrap() error { return f.error }
+
+// errRefused marks what the process that the mainpid file names, or what claims
+// to be systemd's, is not.
+var errRefused = errors.New("refused")
+
+// kind returns what kind of message an error is, and its exit status.
+func kind(err error) (message.Kind, int) {
+	f := failure{status: exitRefused}
+	errors.As(err, &f)
+	switch {
+	case errors.Is(err, errRefused):
+		return message.Refused, f.status
+	case f.status == exitNoPID:
+		return message.NoMainPID, f.status
+	case f.status == exitManager:
+		return message.NotTold, f.status
+	}
+	return message.HelperFailed, f.status
+}
 
 func main() {
 	c, err := parse(os.Args[1:])
@@ -96,27 +119,33 @@ func main() {
 	if err == nil {
 		err = run(c)
 	}
-	if err == nil {
-		return
+	status := 0
+	if err != nil {
+		var what message.Kind
+		what, status = kind(err)
+		c.log.Say(what, c.about()+err.Error(), err)
 	}
-	name := c.unit
-	if name == "" {
-		name = c.mainPIDFile
-	}
-	if name != "" {
-		name += ": "
-	}
-	fmt.Fprintf(os.Stderr, "notify-mainpid: %s%s\n", name, strings.ReplaceAll(err.Error(), "\n", "; "))
-	status := exitRefused
-	if f := (failure{}); errors.As(err, &f) {
-		status = f.status
+	if c.unit == "" {
+		c.log.Flush()
 	}
 	os.Exit(status)
+}
+
+// about is what messages begin with.
+func (c config) about() string {
+	switch {
+	case c.unit != "":
+		return c.unit + ": "
+	case c.mainPIDFile != "":
+		return c.mainPIDFile + ": "
+	}
+	return ""
 }
 
 // parse reads the command line; its errors are failures with exitUsage.
 func parse(args []string) (config, error) {
 	c := config{timeout: 30 * time.Second, require: conmonbridge.RequireConmon, executables: conmonbridge.Executables}
+	c.log = &message.Log{Program: message.NotifyMainPID, Verbose: conmonbridge.IsVerbose(os.Getenv(conmonbridge.EnvVerbose))}
 	set := flag.NewFlagSet("notify-mainpid", flag.ContinueOnError)
 	set.SetOutput(io.Discard)
 	set.StringVar(&c.user, "user", "", "")
@@ -143,9 +172,13 @@ func parse(args []string) (config, error) {
 		c.executables = []string{s}
 		return nil
 	})
+	set.BoolVar(&c.log.Verbose, "verbose", c.log.Verbose, "")
 	prepare := set.Bool("prepare", false, "")
 	forget := set.Bool("forget", false, "")
 	err := set.Parse(args)
+	if c.log.Unit = c.unit; c.unit != "" {
+		c.log.Add(message.InvocationID, os.Getenv("INVOCATION_ID"))
+	}
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return c, err
@@ -181,8 +214,10 @@ func run(c config) error {
 				return err
 			}
 		}
+		c.log.Step("making %s, of UID %d, and %s", c.mainPIDFile, owner, c.resultFile)
 		return conmonbridge.Prepare(c.mainPIDFile, c.resultFile, owner)
 	case "forget":
+		c.log.Step("removing %s and %s", c.mainPIDFile, c.resultFile)
 		return conmonbridge.Forget(c.mainPIDFile, c.resultFile)
 	}
 	handover, err := conmonbridge.OpenHandover(c.mainPIDFile, c.resultFile)
@@ -214,16 +249,19 @@ func notify(c config, handover *conmonbridge.Handover) error {
 		return errors.New("INVOCATION_ID is not set: nothing tells this start of the unit from another one")
 	}
 
+	start := time.Now()
 	pid, err := wait(c, handover)
 	if err != nil {
 		return err
 	}
+	c.log.Step("the mainpid file has %d, after %v", pid, time.Since(start).Round(time.Microsecond))
+	c.log.Add(message.ConmonPID, strconv.Itoa(pid))
 	claim, err := conmonbridge.NewClaim(pid)
 	if err != nil {
-		return fmt.Errorf("refused: %w", err)
+		return fmt.Errorf("%w: %w", errRefused, err)
 	}
 	defer claim.Close()
-	err = verify(claim, conmonbridge.Expected{
+	container, err := verify(claim, conmonbridge.Expected{
 		Requirement:  c.require,
 		UID:          uid,
 		InvocationID: invocation,
@@ -231,41 +269,70 @@ func notify(c config, handover *conmonbridge.Handover) error {
 		Executables:  c.executables,
 	})
 	if err != nil {
-		return fmt.Errorf("refused: %w", err)
+		return fmt.Errorf("%w: %w", errRefused, err)
 	}
+	name := c.verified(pid, uid, container)
 	// systemd 258 and newer set this, and so tell that they know MAINPIDFDID=, as
 	// 257 does; one that is older goes by the PID alone.
 	if os.Getenv("MAINPIDFDID") == "" && os.Geteuid() == 0 {
 		if err := claim.Hold(); err != nil {
-			return fmt.Errorf("refused: %w", err)
+			return fmt.Errorf("%w: %w", errRefused, err)
 		}
 	}
 
-	message, err := sdnotify.MainPID(claim.PIDFD(), pid)
+	assignments, err := sdnotify.MainPID(claim.PIDFD(), pid)
 	if err != nil {
 		return fmt.Errorf("process %d: %w", pid, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), managerTimeout)
 	defer cancel()
-	if err := manager.Send(ctx, message...); err != nil {
+	start = time.Now()
+	if err := manager.Send(ctx, assignments...); err != nil {
 		return failure{exitManager, err}
 	}
 	if err := manager.Barrier(ctx); err != nil {
 		return failure{exitManager, err}
 	}
-	return claim.Alive()
+	c.log.Step("systemd answered after %v", time.Since(start).Round(time.Microsecond))
+	if err := claim.Alive(); err != nil {
+		return err
+	}
+	c.log.Say(message.MainProcess, c.about()+name+" is the main process", nil)
+	return nil
+}
+
+// verified tells of the process that is what was asked for, and names it.
+func (c config) verified(pid, uid int, container conmonbridge.Container) string {
+	if c.require == conmonbridge.RequireUser {
+		c.log.Step("process %d runs as UID %d", pid, uid)
+		return "process " + strconv.Itoa(pid)
+	}
+	c.log.Add(message.ContainerID, container.ShortID())
+	c.log.Add(message.ContainerName, container.Name)
+	c.log.Step("process %d runs as UID %d, executes conmon, has INVOCATION_ID=%s and is that of %v", pid, uid, os.Getenv("INVOCATION_ID"), container)
+	return fmt.Sprintf("conmon %d of %v", pid, container)
 }
 
 // verify is Claim.Verify with a limit in time; if that is exceeded, it goes on
-// until this process ends.
-func verify(claim *conmonbridge.Claim, want conmonbridge.Expected) error {
-	done := make(chan error, 1)
-	go func() { done <- claim.Verify(want) }()
+// until this process ends. It also returns whose conmon the process is.
+func verify(claim *conmonbridge.Claim, want conmonbridge.Expected) (conmonbridge.Container, error) {
+	type outcome struct {
+		container conmonbridge.Container
+		err       error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		o := outcome{err: claim.Verify(want)}
+		if o.err == nil && want.Requirement != conmonbridge.RequireUser {
+			o.container = conmonbridge.ContainerOf(claim.PID)
+		}
+		done <- o
+	}()
 	select {
-	case err := <-done:
-		return err
+	case o := <-done:
+		return o.container, o.err
 	case <-time.After(verifyTimeout):
-		return fmt.Errorf("process %d: could not be verified within %v", claim.PID, verifyTimeout)
+		return conmonbridge.Container{}, fmt.Errorf("process %d: could not be verified within %v", claim.PID, verifyTimeout)
 	}
 }
 
@@ -280,14 +347,14 @@ const (
 func checkEnvironment(unit, invocation string) error {
 	const hint = "does an EnvironmentFile= of the unit set it?"
 	if socket := os.Getenv("NOTIFY_SOCKET"); socket != managerSocket {
-		return fmt.Errorf("refused: NOTIFY_SOCKET=%.100s is not systemd's %s; %s", socket, managerSocket, hint)
+		return fmt.Errorf("%w: NOTIFY_SOCKET=%.100s is not systemd's %s; %s", errRefused, socket, managerSocket, hint)
 	}
 	id, err := os.Readlink(invocationLink + unit)
 	if err != nil {
 		return fmt.Errorf("invocation ID of the unit: %w", err)
 	}
 	if id != invocation {
-		return fmt.Errorf("refused: INVOCATION_ID=%.64s is not that of this start, %s; %s", invocation, id, hint)
+		return fmt.Errorf("%w: INVOCATION_ID=%.64s is not that of this start, %s; %s", errRefused, invocation, id, hint)
 	}
 	return nil
 }
@@ -330,7 +397,11 @@ func wait(c config, handover *conmonbridge.Handover) (int, error) {
 	}
 	pid, err := handover.MainPID(ctx, pidfd)
 	if errors.Is(err, conmonbridge.ErrNoMainPID) {
-		err = failure{exitNoPID, fmt.Errorf("%w; if podman's own messages do not say why: does podman run the hook (oci-mainpid-hook.json in a hooks_dir of containers.conf(5)), and does the unit set %s?", err, conmonbridge.EnvMainPIDFile)}
+		explain := ""
+		if c.unit != "" { // with Cgroup=user they are not in the unit's log
+			explain = " (oci-mainpid explain " + c.unit + ")"
+		}
+		err = failure{exitNoPID, fmt.Errorf("%w; if podman's own messages%s do not say why: does podman run the hook (oci-mainpid-hook.json in a hooks_dir of containers.conf(5)), and does the unit set %s?", err, explain, conmonbridge.EnvMainPIDFile)}
 	}
 	return pid, err
 }
@@ -341,6 +412,9 @@ func lookup(name string) (int, error) {
 		return int(uid), nil
 	}
 	u, err := user.Lookup(name)
+	if errors.As(err, new(user.UnknownUserError)) {
+		return 0, fmt.Errorf("user %.64q does not exist: give --user= a name or UID that getent passwd knows", name)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("user %s: %w", name, err)
 	}

@@ -216,9 +216,9 @@ func TestNothingIsSent(t *testing.T) {
 		{"no PID", func(t *testing.T, c *config) { c.timeout = 30 * time.Millisecond }, exitNoPID, "nothing came within 30ms"},
 		{"podman has ended", func(t *testing.T, c *config) { t.Setenv("MAINPID", "4194303") }, exitNoPID, "podman or its container has ended"},
 		{"INVOCATION_ID unset", func(t *testing.T, c *config) { t.Setenv("INVOCATION_ID", "") }, exitRefused, "INVOCATION_ID is not set"},
-		{"unknown user", func(t *testing.T, c *config) { c.user = "nobody-of-that-name" }, exitRefused, "user nobody-of-that-name: "},
+		{"unknown user", func(t *testing.T, c *config) { c.user = "nobody-of-that-name" }, exitRefused, `user "nobody-of-that-name" does not exist`},
 		{"a unit whose NOTIFY_SOCKET is not systemd's", func(t *testing.T, c *config) { c.unit = "web.service" }, exitRefused, "refused: NOTIFY_SOCKET="},
-		{"user of the largest UID, which is none", func(t *testing.T, c *config) { c.user = "4294967295" }, exitRefused, "user 4294967295: "},
+		{"user of the largest UID, which is none", func(t *testing.T, c *config) { c.user = "4294967295" }, exitRefused, `user "4294967295" does not exist`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			config := prepared(t)

@@ -345,7 +345,7 @@ func (o outcome) notRefused(status int, reason string) []string {
 			say("notify-mainpid told systemd: %s", line)
 		}
 	}
-	pattern := "^notify-mainpid: " + regexp.QuoteMeta(o.name) + ": .*(" + reason + ")"
+	pattern := "^" + regexp.QuoteMeta(o.name) + ": .*(" + reason + ")"
 	if len(o.said) != 1 || !regexp.MustCompile(pattern).MatchString(o.said[0]) {
 		say("notify-mainpid said %q, not one line that matches %q", o.said, pattern)
 	}

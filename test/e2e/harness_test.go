@@ -119,7 +119,13 @@ func runMake(target, destdir string) error {
 }
 
 func install(box *sandbox.Machine) error {
-	return errors.Join(runMake("install", box.Root()), installGuest(box.Root()))
+	if err := errors.Join(runMake("install", box.Root()), installGuest(box.Root())); err != nil {
+		return err
+	}
+	if out, err := box.Command(interrupted, "journalctl", "--update-catalog").CombinedOutput(); err != nil {
+		return fmt.Errorf("journalctl --update-catalog: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // onStacks runs a test on each stack's machine, on all stacks at once.

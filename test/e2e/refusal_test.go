@@ -319,7 +319,8 @@ func TestBadFilesOfRoots(t *testing.T) {
 				// Whether podman starts at all is up to the runtime: the hook
 				// may be the only one that is asked.
 				reason := strings.NewReplacer("MAINPID", regexp.QuoteMeta(n.mainPIDFile()), "RESULT", regexp.QuoteMeta(n.resultFile())).Replace(c.reason)
-				if log := n.journal(n.name); !regexp.MustCompile(`(?m)^(notify-mainpid|oci-mainpid-hook): .*` + reason).MatchString(log) {
+				log := n.journal(n.name, "--identifier=notify-mainpid", "--identifier=oci-mainpid-hook")
+				if !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(n.name) + `: .*` + reason).MatchString(log) {
 					m.t.Errorf("nobody said %q in\n%s", reason, log)
 				}
 			})

@@ -212,7 +212,7 @@ func (n unit) messages(program string) []string {
 // matches, and that the unit has its exit status.
 func (n unit) helperSaid(status, pattern string) {
 	n.t.Helper()
-	pattern = "^notify-mainpid: " + regexp.QuoteMeta(n.name) + ": .*" + pattern
+	pattern = "^" + regexp.QuoteMeta(n.name) + ": .*" + pattern
 	said := n.messages("notify-mainpid")
 	if len(said) != 1 || !regexp.MustCompile(pattern).MatchString(said[0]) {
 		n.t.Errorf("notify-mainpid said %q, not one line that matches %q", said, pattern)

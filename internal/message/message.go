@@ -1,0 +1,66 @@
+// Package message is what the programs of this project say about units: the
+// kinds of messages, each with its MESSAGE_ID (systemd.journal-fields(7)), and
+// a Log that sends them to systemd's journal with fields to search for.
+//
+// The catalog that explains each kind, for journalctl --catalog, is
+// catalog/oci-mainpid.catalog; oci-mainpid-messages(7) describes the fields.
+package message
+
+// Kind is a kind of message.
+type Kind struct {
+	// ID is the MESSAGE_ID, of systemd-id128(1): it stays what it is for ever.
+	ID string
+	// Program is the only one that says it.
+	Program string
+	// Priority is one of syslog(3).
+	Priority int
+	// Documentation is the manual page that says more.
+	Documentation string
+}
+
+// Priorities of syslog(3).
+const (
+	priorityError   = 3
+	priorityWarning = 4
+	priorityInfo    = 6
+	priorityDebug   = 7
+)
+
+// The programs, by the names with which their messages begin.
+const (
+	NotifyMainPID = "notify-mainpid"
+	Hook          = "oci-mainpid-hook"
+	OCIMainPID    = "oci-mainpid"
+	Generator     = "oci-mainpid-generator"
+)
+
+// The kinds. The first is the only one that is no reason to do anything.
+var (
+	// MainProcess: conmon has become the unit's main process.
+	MainProcess = Kind{"5138bdb3717a4476b39ca0ba09dc8820", NotifyMainPID, priorityInfo, "man:notify-mainpid(8)"}
+	// Refused: what is in the mainpid file is not the unit's conmon.
+	Refused = Kind{"0abfdc9a6f5c4bb09f910f6f8fbcfb92", NotifyMainPID, priorityError, "man:notify-mainpid(8)"}
+	// NoMainPID: the hook wrote no PID.
+	NoMainPID = Kind{"7f9dd91971f148b98c462af984afbbf3", NotifyMainPID, priorityError, "man:notify-mainpid(8)"}
+	// NotTold: systemd did not take the message.
+	NotTold = Kind{"011539b14d1a445d9d87761a6a0bd3ba", NotifyMainPID, priorityError, "man:notify-mainpid(8)"}
+	// HelperFailed: notify-mainpid could not do its work for another reason.
+	HelperFailed = Kind{"32f5758b780a4b94b9ba7816bf407004", NotifyMainPID, priorityError, "man:notify-mainpid(8)"}
+	// HookFailed: the hook could not deliver the PID.
+	HookFailed = Kind{"95ed36b842384a5483a87fe5883dae53", Hook, priorityError, "man:oci-mainpid-hook(8)"}
+	// UnitRefused: the generator keeps a unit from starting.
+	UnitRefused = Kind{"6474c8632ae147d58e30d0dec4bf05cb", Generator, priorityError, "man:oci-mainpid.unit(5)"}
+	// UnitWarning: a unit may not do what its Quadlet file seems to say.
+	UnitWarning = Kind{"f8a2372e3d4347cf9f046d74d7089fe5", Generator, priorityWarning, "man:oci-mainpid.unit(5)"}
+	// GeneratorFailed: the generator could not do its work.
+	GeneratorFailed = Kind{"9e04790ed8d34904b080fe3f0f8fdf31", Generator, priorityError, "man:oci-mainpid-generator(8)"}
+	// NotStarted: such a unit was started, and failed.
+	NotStarted = Kind{"e436aa50ab904d69955d8d96043cc3af", OCIMainPID, priorityError, "man:oci-mainpid.unit(5)"}
+)
+
+// Step is what a program does, for whoever looks for a mistake. It is nothing to
+// search for, and has no ID.
+var Step = Kind{Priority: priorityDebug}
+
+// Kinds are all that have an ID.
+var Kinds = []Kind{MainProcess, Refused, NoMainPID, NotTold, HelperFailed, HookFailed, UnitRefused, UnitWarning, GeneratorFailed, NotStarted}
