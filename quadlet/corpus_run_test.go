@@ -52,7 +52,7 @@ func testGenerator(t *testing.T, quadlet, dir string, programs Programs) (servic
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := NewGenerator(programs, func(level Level, line string) { t.Logf("<%d>%s", level, line) })
+	g := NewGenerator(programs, func(level Level, service, text string) { t.Logf("<%d>%s: %s", level, service, text) })
 	g.Accounts = testAccounts()
 	g.UnitDirs = nil
 	// Quadlet writes some options in another order each time.

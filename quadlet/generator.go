@@ -10,15 +10,18 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
-// Level is how grave a message is, a priority of syslog(3).
+// Level is how grave a message is.
 type Level int
 
 // The levels that Generator uses.
 const (
-	Error   Level = 3
-	Warning Level = 4
+	Refused Level = iota // a unit is kept from starting
+	Error
+	Warning
+	Step // what it does, for whoever looks for a mistake
 )
 
 // Generator writes the drop-ins of all Quadlet files that ask for it, as a
@@ -28,8 +31,10 @@ type Generator struct {
 	Dirs, UnitDirs []string
 	Accounts       *Accounts
 	Programs       Programs
-	// Log takes a line for the administrator.
-	Log func(Level, string)
+	// Log takes a line for the administrator about a service, "" for none.
+	Log func(level Level, service, text string)
+	// Verbose has steps logged, too.
+	Verbose bool
 
 	// FindQuadlet, Convert and SystemdVersion are the functions of those names.
 	FindQuadlet    func() (path string, masked bool, err error)
@@ -38,7 +43,7 @@ type Generator struct {
 }
 
 // NewGenerator returns one for this system.
-func NewGenerator(programs Programs, log func(Level, string)) *Generator {
+func NewGenerator(programs Programs, log func(level Level, service, text string)) *Generator {
 	return &Generator{
 		Dirs:           SearchDirs(),
 		UnitDirs:       UnitDirs,
@@ -62,8 +67,10 @@ func (g *Generator) Dropins() []*Dropin {
 	}
 	path, masked, err := g.FindQuadlet()
 	if masked {
+		g.step("", "Quadlet's generator is masked, so there is nothing to do")
 		return nil
 	}
+	start := time.Now()
 	// Quadlet takes longer than all of this together.
 	var version int
 	var versionErr error
@@ -82,16 +89,18 @@ func (g *Generator) Dropins() []*Dropin {
 	var messages []string
 	if err == nil {
 		services, messages, err = g.Convert(path, nil)
+		g.step("", "%s --dryrun made %d services within %v", path, len(services), time.Since(start))
 	}
 	family := NewFamily(services, g.Accounts)
 	family.Settle()
 	for _, w := range family.Warnings() {
-		g.Log(Warning, w)
+		g.Log(Warning, "", w)
 	}
 	group.Wait()
+	g.step("", "systemd is version %d", version)
 	dropins := g.orphans(family, files, messages, err)
 	if versionErr != nil {
-		g.Log(Warning, versionErr.Error()+"; doing without OpenFile=, as with systemd before 253")
+		g.Log(Warning, "", versionErr.Error()+"; doing without OpenFile=, as with systemd before 253")
 	}
 
 	var members []*Member
@@ -100,11 +109,11 @@ func (g *Generator) Dropins() []*Dropin {
 			continue
 		}
 		if err := CheckServiceName(m.Name); err != nil {
-			g.Log(Error, fmt.Sprintf("%s: %v, so systemd ignores it", m.Source, err))
+			g.Log(Error, "", fmt.Sprintf("%s: %v, so systemd ignores it", m.Source, err))
 			continue
 		}
 		if dir := foreign[m.Name]; dir != "" {
-			g.Log(Warning, fmt.Sprintf("%s: %s has precedence over the unit of %s, which is left alone", m.Name, filepath.Join(dir, m.Name), m.Source))
+			g.Log(Warning, m.Name, fmt.Sprintf("%s has precedence over the unit of %s, which is left alone", filepath.Join(dir, m.Name), m.Source))
 			continue
 		}
 		members = append(members, m)
@@ -118,18 +127,27 @@ func (g *Generator) Dropins() []*Dropin {
 	kept := map[int]bool{}
 	for i, m := range members {
 		for _, w := range results[i].Warnings {
-			g.Log(Warning, m.Name+": "+w)
+			g.Log(Warning, m.Name, w)
 		}
 		d := results[i].Dropin
 		if m.Err != nil {
 			d = g.refuse(m.Name, m.Source, m.Err, m.follows())
-		} else if !kept[m.Owner.UID] {
-			kept[m.Owner.UID] = true
-			dropins = append(dropins, KeepManager(*m.Owner, generatorMaker+m.Source)...)
+		} else {
+			g.step(m.Name, "%s: user %s, UID %d, Cgroup=%s", m.Source, m.Owner.Name, m.Owner.UID, m.Cgroup)
+			if !kept[m.Owner.UID] {
+				kept[m.Owner.UID] = true
+				dropins = append(dropins, KeepManager(*m.Owner, generatorMaker+m.Source)...)
+			}
 		}
 		dropins = append(dropins, d)
 	}
 	return dropins
+}
+
+func (g *Generator) step(service, format string, args ...any) {
+	if g.Verbose {
+		g.Log(Step, service, fmt.Sprintf(format, args...))
+	}
 }
 
 // Parallel calls f with every number below n, on as many processors as there are.
@@ -171,7 +189,7 @@ func (m *Member) Derive(maker string, sockets Sockets, systemdVersion int, p Pro
 }
 
 func (g *Generator) refuse(service, source string, reason error, skip bool) *Dropin {
-	g.Log(Error, fmt.Sprintf("%s: will not start: %s", service, strings.ReplaceAll(reason.Error(), "\n", "; ")))
+	g.Log(Refused, service, "will not start: "+reason.Error())
 	return Refusal(service, generatorMaker+source, g.Programs, reason, skip)
 }
 
@@ -181,14 +199,14 @@ func (g *Generator) refuse(service, source string, reason error, skip bool) *Dro
 func (g *Generator) orphans(family *Family, files map[string]string, messages []string, failure error) []*Dropin {
 	var dropins []*Dropin
 	if failure != nil {
-		g.Log(Error, failure.Error())
+		g.Log(Error, "", failure.Error())
 	}
 	maps.DeleteFunc(files, func(name, _ string) bool { return family.File(name) != nil })
 	for _, name := range sortedKeys(files) {
 		path := files[name]
 		u, err := loadQuadlet(path, g.Dirs)
 		if err != nil {
-			g.Log(Error, fmt.Sprintf("%s: %v", name, err))
+			g.Log(Error, "", fmt.Sprintf("%s: %v", name, err))
 			continue
 		}
 		asked := readRequest(u)

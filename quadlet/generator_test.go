@@ -25,8 +25,11 @@ func run(t *testing.T, files map[string]string, change func(*Generator)) (dropin
 		Dirs:     []string{dir},
 		Accounts: testAccounts(),
 		Programs: testPrograms,
-		Log: func(level Level, line string) {
-			log += fmt.Sprintf("<%d>%s\n", level, line)
+		Log: func(level Level, service, text string) {
+			if service != "" {
+				text = service + ": " + text
+			}
+			log += fmt.Sprintf("<%d>%s\n", level, text)
 		},
 		FindQuadlet: func() (string, bool, error) { return "/quadlet", false, nil },
 		Convert: func(string, []string) ([]Converted, []string, error) {
@@ -71,11 +74,11 @@ func TestGenerator(t *testing.T) {
 			want: map[string]string{"a.service": "OpenFile=", "v-volume.service": "User=web"}},
 		{name: "unknown user", files: map[string]string{"a.container": strings.Replace(asking, "web", "nobodyhere", 1), "v.volume": "[Volume]\n"},
 			want: map[string]string{"a.service": refused, "v-volume.service": "ExecStart=-/usr/bin/oci-mainpid refuse"},
-			log:  "<3>a.service: will not start: user \"nobodyhere\" does not exist\n"},
+			log:  "<0>a.service: will not start: user \"nobodyhere\" does not exist\n"},
 		{name: "what cannot be served", files: map[string]string{"p.pod": "[Pod]\n[X-MainPID]\nUser=web\nCgroup=service\n"},
-			want: map[string]string{"p-pod.service": refused}, log: "<3>p-pod.service: will not start: Cgroup=service: podman pod start"},
+			want: map[string]string{"p-pod.service": refused}, log: "<0>p-pod.service: will not start: Cgroup=service: podman pod start"},
 		{name: "warnings", files: map[string]string{"a.container": asking + "[Service]\nMemoryMax=1G\n"},
-			want: map[string]string{"a.service": "User=web"}, log: "<4>a.service: Cgroup=mixed: MemoryMax="},
+			want: map[string]string{"a.service": "User=web"}, log: "<2>a.service: Cgroup=mixed: MemoryMax="},
 		{name: "Quadlet refuses the file", files: map[string]string{"bad.container": "[Container]\nRefused=1\n[Service]\nUser=web\n", "other.container": "[Container]\nRefused=1\n"},
 			want: map[string]string{"bad.service": refused}, log: "unsupported key 'User' in group 'Service'; instead of User= in [Service] write [X-MainPID] with User=web"},
 		{name: "Quadlet is not installed", files: map[string]string{"a.container": asking, "v.volume": "[Volume]\n"}, change: func(g *Generator) {
@@ -86,18 +89,18 @@ func TestGenerator(t *testing.T) {
 		}},
 		{name: "Quadlet fails", files: map[string]string{"a.container": asking}, change: func(g *Generator) {
 			g.Convert = func(string, []string) ([]Converted, []string, error) { return nil, nil, errors.New("out of memory") }
-		}, want: map[string]string{"a.service": refused}, log: "<3>out of memory\n"},
+		}, want: map[string]string{"a.service": refused}, log: "<1>out of memory\n"},
 		{name: "systemd does not tell its version", files: map[string]string{"a.container": asking}, change: func(g *Generator) {
 			g.SystemdVersion = func() (int, error) { return 0, errors.New("no systemctl") }
-		}, want: map[string]string{"a.service": "--prepare --user=1000"}, log: "<4>no systemctl; doing without OpenFile="},
+		}, want: map[string]string{"a.service": "--prepare --user=1000"}, log: "<2>no systemctl; doing without OpenFile="},
 		{name: "asked for in a drop-in of a file that Quadlet refuses", files: map[string]string{"bad.container": "[Container]\nRefused=1\n", "bad.container.d/10.conf": "[X-MainPID]\nUser=web\n"},
-			want: map[string]string{"bad.service": refused}, log: "<3>bad.service: will not start"},
+			want: map[string]string{"bad.service": refused}, log: "<0>bad.service: will not start"},
 		{name: "a name that systemd does not know", files: map[string]string{"a b.container": asking}, log: "a b.container: \"a b.service\" is not a valid unit name"},
 		{name: "a link to nothing", files: map[string]string{"a.container": asking}, change: func(g *Generator) {
 			if err := os.Symlink("/nowhere", g.Dirs[0]+"/gone.container"); err != nil {
 				panic(err)
 			}
-		}, want: map[string]string{"a.service": "User=web"}, log: "<3>gone.container: open"},
+		}, want: map[string]string{"a.service": "User=web"}, log: "<1>gone.container: open"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -23,7 +23,7 @@ func execute(args ...string) (stdout string, err error) {
 	cmd.SetArgs(args)
 	cmd.SetOut(&out)
 	cmd.SetErr(&out)
-	err = cmd.Execute()
+	err = run(cmd)
 	return out.String(), err
 }
 
@@ -37,8 +37,18 @@ func TestWrongCommandLines(t *testing.T) {
 		"status: a flag":         {"status", "--colour"},
 		"explain: no unit":       {"explain"},
 		"explain: two units":     {"explain", "a", "b"},
+		"completion: no shell":   {"completion"},
+		"completion: a shell":    {"completion", "tcsh"},
+		"refuse: no reason":      {"refuse", "--unit=web.service"},
+		"generate: no file":      {"generate"},
+		"generate: no user":      {"generate", "web.service"},
+		"generate: a mode":       {"generate", "--user=web", "--cgroup=split", "web.service"},
+		"generate: a version":    {"generate", "--systemd-version=new", "web.service"},
+		"no command":             {},
+		"a command":              {"generat"},
+		"a flag":                 {"--version-of-podman"},
 	} {
-		if _, err := execute(args...); !errors.Is(err, errUsage) {
+		if _, err := execute(args...); !errors.Is(err, errUsage) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

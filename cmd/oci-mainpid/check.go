@@ -13,12 +13,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"oci-mainpid-hook/internal/diagnosis"
+	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/internal/terminal"
 	"oci-mainpid-hook/quadlet"
 )
 
-func checkCommand() *cobra.Command {
-	format, verbose := "", false
+func checkCommand(steps *message.Log) *cobra.Command {
+	format := ""
 	cmd := &cobra.Command{
 		Use:   "check [flags] [UNIT...]",
 		Short: "Tell whether this machine and units can work, and what to type where not",
@@ -41,11 +42,10 @@ The exit status is 1 if something would not work.`,
 					return usageError(fmt.Errorf("%s is a template, name one of its instances", name))
 				}
 			}
-			return check(cmd.Context(), cmd.OutOrStdout(), names, format, verbose)
+			return check(cmd.Context(), cmd.OutOrStdout(), names, format, steps)
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "text", "`FORMAT` is text or json")
-	cmd.Flags().BoolVar(&verbose, "verbose", false, "of several units, show what is well, too")
 	mustRegister(cmd, "format", "text", "json")
 	return cmd
 }
@@ -58,8 +58,8 @@ type report struct {
 	Points   []diagnosis.Point `json:"points"`
 }
 
-func check(ctx context.Context, w io.Writer, names []string, format string, verbose bool) error {
-	m, stop, err := connect(&ctx)
+func check(ctx context.Context, w io.Writer, names []string, format string, steps *message.Log) error {
+	m, stop, err := connect(&ctx, steps)
 	if err != nil {
 		return err
 	}
@@ -79,6 +79,7 @@ func check(ctx context.Context, w io.Writer, names []string, format string, verb
 		}
 	}
 	points := reader.Machine().Points()
+	steps.Step("looking at these units: %s", strings.Join(names, " "))
 	for _, name := range names {
 		points = append(points, reader.Unit(ctx, name).Points()...)
 	}
@@ -92,7 +93,7 @@ func check(ctx context.Context, w io.Writer, names []string, format string, verb
 		err = encoder.Encode(report{failures == 0, failures, warnings, points})
 	} else {
 		o := terminal.New(w)
-		diagnosis.Write(o, points, verbose)
+		diagnosis.Write(o, points, steps.Verbose)
 		if len(names) == 0 {
 			o.Printf("no unit runs its container as a user yet: oci-mainpid generate --help\n")
 		}
@@ -109,7 +110,7 @@ func regenerate(user string, cgroup quadlet.Cgroup, file string) (map[string]str
 	g := generation{
 		user: user, cgroup: string(cgroup), dryRun: true, outputDir: "/",
 		unitDirs: quadlet.UnitDirs, findQuadlet: quadlet.FindQuadlet, programs: quadlet.FindPrograms(),
-		stdout: &out, stderr: io.Discard,
+		stdout: &out, stderr: io.Discard, steps: new(message.Log),
 	}
 	if err := g.run([]string{file}); err != nil {
 		return nil, err

@@ -6,16 +6,18 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/internal/story"
 	"oci-mainpid-hook/internal/terminal"
 )
 
-func explainCommand() *cobra.Command {
+func explainCommand(steps *message.Log) *cobra.Command {
 	svg := ""
 	cmd := &cobra.Command{
 		Use:   "explain [--svg=FILE] UNIT",
@@ -26,7 +28,7 @@ systemd took and what it refused, and how long each step took.`,
 		Args:              oneUnit,
 		ValidArgsFunction: completeOneUnit,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return explain(cmd.Context(), terminal.New(cmd.OutOrStdout()), serviceName(args[0]), svg)
+			return explain(cmd.Context(), terminal.New(cmd.OutOrStdout()), serviceName(args[0]), svg, steps)
 		},
 	}
 	cmd.Flags().StringVar(&svg, "svg", "", "also draw the timeline into `FILE`")
@@ -40,8 +42,8 @@ func oneUnit(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-func explain(ctx context.Context, o *terminal.Output, name, svg string) error {
-	m, stop, err := connect(&ctx)
+func explain(ctx context.Context, o *terminal.Output, name, svg string, steps *message.Log) error {
+	m, stop, err := connect(&ctx, steps)
 	if err != nil {
 		return err
 	}
@@ -51,10 +53,12 @@ func explain(ctx context.Context, o *terminal.Output, name, svg string) error {
 	if err != nil && !errors.Is(err, manager.ErrNoUnit) {
 		return err
 	}
+	start := time.Now()
 	s, err := story.Read(ctx, name, unit)
 	if err != nil {
 		return err
 	}
+	steps.Step("read the start with INVOCATION_ID=%s within %v: %d events", s.InvocationID, time.Since(start), len(s.Events))
 	s.Write(o)
 	if svg == "" {
 		return nil
@@ -87,17 +91,19 @@ func writeFile(path string, data []byte) error {
 }
 
 // connect connects to systemd for a command that ends with SIGINT or SIGTERM.
-func connect(ctx *context.Context) (m *manager.Manager, stop func(), err error) {
+func connect(ctx *context.Context, steps *message.Log) (m *manager.Manager, stop func(), err error) {
 	if os.Geteuid() != 0 {
 		return nil, nil, errors.New("must be run as root: only root may look into the processes of other users")
 	}
 	var cancel func()
 	*ctx, cancel = signal.NotifyContext(*ctx, os.Interrupt, unix.SIGTERM)
+	start := time.Now()
 	m, err = manager.Connect(*ctx)
 	if err != nil {
 		cancel()
 		return nil, nil, err
 	}
+	steps.Step("connected to systemd within %v", time.Since(start))
 	return m, func() {
 		m.Close()
 		cancel()

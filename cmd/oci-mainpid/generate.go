@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/quadlet"
 )
 
@@ -27,10 +29,11 @@ type generation struct {
 	unitDirs       []string
 	findQuadlet    func() (path string, masked bool, err error)
 	stdout, stderr io.Writer
+	steps          *message.Log
 }
 
-func generateCommand() *cobra.Command {
-	return newGenerateCommand(generation{unitDirs: quadlet.UnitDirs, findQuadlet: quadlet.FindQuadlet, programs: quadlet.FindPrograms()})
+func generateCommand(steps *message.Log) *cobra.Command {
+	return newGenerateCommand(generation{steps: steps, unitDirs: quadlet.UnitDirs, findQuadlet: quadlet.FindQuadlet, programs: quadlet.FindPrograms()})
 }
 
 func newGenerateCommand(g generation) *cobra.Command {
@@ -93,12 +96,14 @@ func (g *generation) run(paths []string) error {
 		if g.account, err = g.accounts.Lookup(g.user); err != nil {
 			return fmt.Errorf("--user: %w", err)
 		}
+		g.steps.Step("user %s is UID %d", g.account.Name, g.account.UID)
 	}
 	if g.systemdVersion == 0 {
 		if g.systemdVersion, err = quadlet.SystemdVersion(); err != nil {
 			g.note("%v; the drop-in will do without OpenFile=, as for systemd before 253", err)
 		}
 	}
+	g.steps.Step("writing for systemd %d", g.systemdVersion)
 	if _, err := os.Stat(g.programs.NotifyMainPID); err != nil {
 		g.note("no unit will start before notify-mainpid is installed: %v", err)
 	}
@@ -175,6 +180,7 @@ func (g *generation) service(path string) (quadlet.Result, error) {
 	if err != nil {
 		return quadlet.Result{}, err
 	}
+	g.steps.Step("%s and its drop-ins: Type=%s, ExecStart=%s", path, unit.Get("Service", "Type"), unit.Get("Service", "ExecStart"))
 	if have := unit.Get("Service", "User"); have != "" {
 		if a, err := g.accounts.Lookup(have); err != nil || a != g.account {
 			return quadlet.Result{}, fmt.Errorf("has User=%s already, --user=%s differs", have, g.user)
@@ -215,9 +221,14 @@ func (g *generation) quadlets(paths []string, refused *refusals) []quadlet.Resul
 	if err != nil {
 		return fail(err)
 	}
+	start := time.Now()
 	converted, messages, err := quadlet.Convert(generator, dirs)
 	if err != nil {
 		return fail(err)
+	}
+	g.steps.Step("%s --dryrun made %d services within %v", generator, len(converted), time.Since(start))
+	for _, m := range messages {
+		g.steps.Step("Quadlet says: %s", m)
 	}
 	family := quadlet.NewFamily(converted, &g.accounts)
 	var members []*quadlet.Member

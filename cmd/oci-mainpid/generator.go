@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/quadlet"
 )
 
@@ -33,14 +34,22 @@ func generator(args []string) int {
 			fmt.Print(generatorUsage)
 			return 0
 		}
-		fmt.Fprint(os.Stderr, generatorUsage)
+		wrong := fmt.Sprintf("%d arguments, not DIR, or DIR, EARLYDIR and LATEDIR", len(args))
+		if len(args) > 0 && strings.HasPrefix(args[0], "-") {
+			wrong = fmt.Sprintf("unknown flag: %s", args[0])
+		}
+		fmt.Fprintf(os.Stderr, "%s: %s (see %[1]s --help)\n", generatorName, message.Line(wrong))
 		return exitUsage
 	}
 	// It is over before garbage is worth collecting.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(256 << 20)
 	log := newLog(dryRun)
-	dropins := quadlet.NewGenerator(quadlet.FindPrograms(), log).Dropins()
+	g := quadlet.NewGenerator(quadlet.FindPrograms(), log)
+	// As for systemd's own programs, systemd(1).
+	level := os.Getenv("SYSTEMD_LOG_LEVEL")
+	g.Verbose = level == "debug" || level == "7"
+	dropins := g.Dropins()
 	if dryRun {
 		for _, d := range dropins {
 			fmt.Printf("---%s---\n%s\n", d.Path(""), d.Text())
@@ -51,15 +60,24 @@ func generator(args []string) int {
 	quadlet.Parallel(len(dropins), func(i int) { failed[i] = dropins[i].WriteNew(args[0]) })
 	for i, err := range failed {
 		if err != nil {
-			log(quadlet.Error, fmt.Sprintf("%s: %v", dropins[i].Unit, err))
+			log(quadlet.Error, dropins[i].Unit, fmt.Sprintf("%v; systemctl daemon-reload tries again", err))
 		}
 	}
 	return 0
 }
 
-// newLog returns where messages go: to the kernel's log, as at boot there is no
-// other, systemd.generator(7); to stderr, if somebody watches or that is shut.
-func newLog(dryRun bool) func(quadlet.Level, string) {
+// kinds are the kinds of the generator's messages, by their level.
+var kinds = map[quadlet.Level]message.Kind{
+	quadlet.Refused: message.UnitRefused,
+	quadlet.Error:   message.GeneratorFailed,
+	quadlet.Warning: message.UnitWarning,
+	quadlet.Step:    message.Step,
+}
+
+// newLog returns where messages go: to the journal; to the kernel's log, as at
+// boot there may be no other, systemd.generator(7); to stderr, if somebody
+// watches or both are shut.
+func newLog(dryRun bool) func(level quadlet.Level, service, text string) {
 	kmsg := -1
 	if !dryRun {
 		// In a container it may be a FIFO that nobody reads.
@@ -69,15 +87,21 @@ func newLog(dryRun bool) func(quadlet.Level, string) {
 	}
 	_, err := unix.IoctlGetTermios(2, unix.TCGETS)
 	terminal := err == nil
-	return func(level quadlet.Level, message string) {
-		message = strings.ReplaceAll(message, "\n", " ")
-		logged := false
-		if kmsg >= 0 {
-			_, err := unix.Write(kmsg, fmt.Appendf(nil, "<%d>%s[%d]: %s\n", level, generatorName, os.Getpid(), message))
+	log := message.Log{Program: message.Generator}
+	return func(level quadlet.Level, service, text string) {
+		kind := kinds[level]
+		if service != "" {
+			text = service + ": " + text
+		}
+		text = message.Line(text)
+		log.Unit = service
+		logged := !dryRun && log.Send(kind, text, nil)
+		if !logged && kmsg >= 0 {
+			_, err := unix.Write(kmsg, fmt.Appendf(nil, "<%d>%s[%d]: %s\n", kind.Priority, generatorName, os.Getpid(), text))
 			logged = err == nil
 		}
 		if terminal || !logged {
-			fmt.Fprintf(os.Stderr, "%s: %s\n", generatorName, message)
+			fmt.Fprintf(os.Stderr, "%s: %s\n", generatorName, text)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -32,5 +33,33 @@ func TestGeneratorCommandLine(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(p.path("out")); err != nil || len(entries) != 0 {
 		t.Errorf("nobody asks, and it wrote %v, %v", entries, err)
+	}
+}
+
+// TestGeneratorErrors: each is one line that begins with the program.
+func TestGeneratorErrors(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"nothing", nil, "0 arguments, not DIR, or DIR, EARLYDIR and LATEDIR"},
+		{"two directories", []string{"a", "b"}, "2 arguments, "},
+		{"four", []string{"a", "b", "c", "d"}, "4 arguments, "},
+		{"unknown flag", []string{"--user"}, "unknown flag: --user"},
+		{"unknown flag of two lines", []string{"--\n\x1b"}, `unknown flag: --; \x1b`},
+	} {
+		stderr, err := os.CreateTemp(t.TempDir(), "stderr")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func(f *os.File) { os.Stderr = f }(os.Stderr)
+		os.Stderr = stderr
+		status := generator(c.args)
+		b, err := os.ReadFile(stderr.Name())
+		if text := string(b); err != nil || status != exitUsage || !strings.HasPrefix(text, "oci-mainpid-generator: "+c.want) ||
+			!strings.HasSuffix(text, " (see oci-mainpid-generator --help)\n") || strings.Count(text, "\n") != 1 {
+			t.Errorf("%s: %d, %q, %v", c.name, status, text, err)
+		}
 	}
 }

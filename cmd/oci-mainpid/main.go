@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"oci-mainpid-hook/internal/message"
 )
 
 // Exit statuses, as in oci-mainpid(8).
@@ -28,9 +30,15 @@ func main() {
 	if filepath.Base(os.Args[0]) == generatorName {
 		os.Exit(generator(os.Args[1:]))
 	}
-	err := command().Execute()
+	err := run(command())
 	if err == nil {
 		return
+	}
+	if refused := (notStarted{}); errors.As(err, &refused) {
+		log := message.Log{Program: message.OCIMainPID, Unit: refused.unit}
+		log.Add(message.InvocationID, os.Getenv("INVOCATION_ID"))
+		log.Say(message.NotStarted, err.Error(), nil)
+		os.Exit(exitFailed)
 	}
 	for line := range strings.Lines(err.Error()) {
 		fmt.Fprintf(os.Stderr, "oci-mainpid: %s\n", strings.TrimSuffix(line, "\n"))
@@ -41,7 +49,26 @@ func main() {
 	os.Exit(exitFailed)
 }
 
+// run is root.Execute, with an error where cobra's command completion has none.
+func run(root *cobra.Command) error {
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() != "completion" {
+			continue
+		}
+		cmd.Args = cobra.ArbitraryArgs
+		cmd.RunE = func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError(errors.New("no SHELL given"))
+			}
+			return usageError(fmt.Errorf("unknown shell %q", args[0]))
+		}
+	}
+	return root.Execute()
+}
+
 func command() *cobra.Command {
+	steps := &message.Log{Program: message.OCIMainPID}
 	root := &cobra.Command{
 		Use:           "oci-mainpid",
 		Short:         "Run the containers of system services as a user",
@@ -59,14 +86,20 @@ func command() *cobra.Command {
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
-	root.AddCommand(generateCommand(), checkCommand(), statusCommand(), explainCommand(), refuseCommand())
+	root.PersistentFlags().BoolVar(&steps.Verbose, "verbose", false, "say what is done, on standard error; check: of several units, show what is well, too")
+	root.AddCommand(generateCommand(steps), checkCommand(steps), statusCommand(steps), explainCommand(steps), refuseCommand())
 	return root
 }
+
+// notStarted is the error of refuse.
+type notStarted struct{ unit, reason string }
+
+func (e notStarted) Error() string { return e.unit + ": not started: " + e.reason }
 
 // refuseCommand is what a unit runs that must not start. The drop-ins of package
 // quadlet name it.
 func refuseCommand() *cobra.Command {
-	unit := ""
+	refused := notStarted{}
 	cmd := &cobra.Command{
 		Use:    "refuse --unit=NAME REASON",
 		Short:  "Fail, saying why",
@@ -78,9 +111,10 @@ func refuseCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return fmt.Errorf("%s: not started: %s", unit, args[0])
+			refused.reason = args[0]
+			return refused
 		},
 	}
-	cmd.Flags().StringVar(&unit, "unit", "unit", "the unit's name")
+	cmd.Flags().StringVar(&refused.unit, "unit", "unit", "the unit's name")
 	return cmd
 }

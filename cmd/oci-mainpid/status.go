@@ -17,11 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/internal/status"
 	"oci-mainpid-hook/internal/terminal"
 )
 
-func statusCommand() *cobra.Command {
+func statusCommand(steps *message.Log) *cobra.Command {
 	format, watch := "", false
 	cmd := &cobra.Command{
 		Use:   "status [flags] [UNIT...]",
@@ -38,7 +39,7 @@ it and as podman has it, and whether systemd's main process is podman's conmon.`
 			if watch && format == "prometheus" {
 				return usageError(errors.New("--watch goes with the formats table and json only"))
 			}
-			return showStatus(cmd.Context(), serviceNames(args), watch, write)
+			return showStatus(cmd.Context(), serviceNames(args), watch, write, steps)
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "table", "`FORMAT` is table, json, or prometheus for node_exporter's textfile collector")
@@ -87,8 +88,8 @@ func statusWriter(format string, w io.Writer) (func(services []status.Service, w
 // settle is how long changes are waited for that come together.
 const settle = 100 * time.Millisecond
 
-func showStatus(ctx context.Context, names []string, watch bool, write func([]status.Service, bool) error) error {
-	m, stop, err := connect(&ctx)
+func showStatus(ctx context.Context, names []string, watch bool, write func([]status.Service, bool) error, steps *message.Log) error {
+	m, stop, err := connect(&ctx, steps)
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ func newComparer(generate Generate) *comparer {
 	c.generated = sync.OnceValue(func() map[string][]byte {
 		texts := map[string][]byte{}
 		// What is wrong with a unit is in its drop-in, too.
-		for _, d := range quadlet.NewGenerator(c.programs, func(quadlet.Level, string) {}).Dropins() {
+		for _, d := range quadlet.NewGenerator(c.programs, func(quadlet.Level, string, string) {}).Dropins() {
 			texts[d.Unit] = d.Text()
 		}
 		return texts
