@@ -29,7 +29,7 @@ var fields = []string{
 	"_SYSTEMD_UNIT", "_SYSTEMD_USER_UNIT", "_SYSTEMD_INVOCATION_ID",
 	"UNIT", "INVOCATION_ID", "JOB_TYPE", "JOB_RESULT",
 	"CONTAINER_NAME", "CONTAINER_ID", "CONTAINER_ID_FULL", "PODMAN_EVENT", "PODMAN_TYPE", "PODMAN_NAME", "PODMAN_ID",
-	"OCI_MAINPID_PID", "_AUDIT_TYPE_NAME",
+	"_AUDIT_TYPE_NAME",
 }
 
 // Entry is an entry of the journal, systemd.journal-fields(7). Its text is as

@@ -103,5 +103,5 @@ func LastReason(ctx context.Context, unit *manager.Unit) (string, error) {
 		return true
 	})
 	slices.Reverse(entries)
-	return Reason(unit.Name, entries), err
+	return Reason(unit, entries), err
 }

@@ -17,6 +17,7 @@ import (
 
 	"oci-mainpid-hook/internal/journal"
 	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/message"
 )
 
 // Verdict is what became of something.
@@ -181,7 +182,7 @@ func (t *teller) entry(e journal.Entry) {
 		if f["INVOCATION_ID"] == t.InvocationID && f["UNIT"] == t.name || t.mentions(e.Message) {
 			t.manager(e, at)
 		}
-	case f["_SYSTEMD_INVOCATION_ID"] == t.InvocationID && t.InvocationID != "", t.elsewhere(e):
+	case f["_SYSTEMD_INVOCATION_ID"] == t.InvocationID && t.InvocationID != "", t.saysSo(e), t.elsewhere(e):
 		t.process(e, at)
 	}
 }
@@ -238,6 +239,17 @@ func (t *teller) elsewhere(e journal.Entry) bool {
 		}
 	}
 	return false
+}
+
+// saysSo reports whether one of our own programs says that it is about this
+// start: journald does not know the control group of a process that has ended,
+// and with Cgroup=user the hook's is not the unit's.
+func (t *teller) saysSo(e journal.Entry) bool {
+	f := e.Fields
+	if t.InvocationID == "" || f["INVOCATION_ID"] != t.InvocationID || ownKind(e) == nil {
+		return false
+	}
+	return f["_UID"] == "0" || t.unit != nil && f["_UID"] == strconv.Itoa(t.unit.UID)
 }
 
 // unquoted makes the journal's way to write a command line comparable.
@@ -339,8 +351,8 @@ func (t *teller) process(e journal.Entry, at time.Duration) {
 }
 
 const (
-	notifyMainPID = "notify-mainpid"
-	hookName      = "oci-mainpid-hook"
+	notifyMainPID = message.NotifyMainPID
+	hookName      = message.Hook
 )
 
 // own are our programs, by what their messages start with. Those of the first
@@ -348,7 +360,7 @@ const (
 var own = []struct {
 	name   string
 	asRoot bool
-}{{notifyMainPID, true}, {"oci-mainpid", true}, {hookName, false}}
+}{{notifyMainPID, true}, {message.OCIMainPID, true}, {hookName, false}}
 
 func isOwn(source string) bool {
 	for _, p := range own {
@@ -364,6 +376,9 @@ func source(e journal.Entry) string {
 	f := e.Fields
 	if e.FromManager() {
 		return "systemd"
+	}
+	if k := ownKind(e); k != nil {
+		return k.Program
 	}
 	for _, p := range own {
 		if strings.HasPrefix(e.Message, p.name+": ") && (f["_UID"] == "0" || !p.asRoot) {

@@ -14,6 +14,7 @@ import (
 
 	"oci-mainpid-hook/internal/journal"
 	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/internal/terminal"
 )
 
@@ -198,11 +199,17 @@ func start(t *testing.T, messages ...map[string]string) []journal.Entry {
 }
 
 func TestReasons(t *testing.T) {
+	unit := &manager.Unit{Name: "web.service", UID: 1000, InvocationID: "aa"}
 	manager := func(message string) map[string]string {
 		return map[string]string{"MESSAGE": message, "_PID": "1", "_UID": "0", "UNIT": "web.service", "INVOCATION_ID": "aa"}
 	}
 	process := func(uid, comm, message string) map[string]string {
 		return map[string]string{"MESSAGE": message, "_PID": "7", "_UID": uid, "_COMM": comm, "_TRANSPORT": "stdout", "SYSLOG_IDENTIFIER": "podman", "_SYSTEMD_INVOCATION_ID": "aa"}
+	}
+	// What our programs send is found by its kind. journald may not know whose
+	// process it was.
+	own := func(uid string, k message.Kind, text string) map[string]string {
+		return map[string]string{"MESSAGE": "web.service: " + text, "MESSAGE_ID": k.ID, "_PID": "7", "_UID": uid, "_TRANSPORT": "journal", "SYSLOG_IDENTIFIER": k.Program, "UNIT": "web.service", "INVOCATION_ID": "aa", "CONTAINER_NAME": "web"}
 	}
 	result := manager("web.service: Failed with result 'exit-code'.")
 	for name, c := range map[string]struct {
@@ -230,15 +237,31 @@ func TestReasons(t *testing.T) {
 			[]map[string]string{process("1000", "podman", "time=x msg=\"oci-mainpid-hook: web.service: open /run/x: permission denied\""), process("1000", "podman", "Error: OCI runtime error"), result},
 			`oci-mainpid-hook: time=x msg="oci-mainpid-hook: web.service: open /run/x: permission denied"`,
 		},
+		"notify-mainpid refuses, by the journal": {
+			[]map[string]string{own("0", message.Refused, "refused: process 9: runs as UID 0"), own("0", message.NoMainPID, "no PID"), result},
+			"notify-mainpid: refused: process 9: runs as UID 0",
+		},
+		"the hook, by the journal": {
+			[]map[string]string{own("1000", message.HookFailed, "open /run/x: permission denied"), own("0", message.NoMainPID, "no PID in the mainpid file"), result},
+			"oci-mainpid-hook: open /run/x: permission denied",
+		},
+		"a user says, by the journal, that notify-mainpid refuses": {
+			[]map[string]string{own("1000", message.Refused, "refused: everything"), result},
+			"systemd: Failed with result 'exit-code'.",
+		},
+		"another user's hook": {
+			[]map[string]string{own("1001", message.HookFailed, "open /run/x: permission denied"), result},
+			"systemd: Failed with result 'exit-code'.",
+		},
 		"the timeout": {
 			[]map[string]string{manager("web.service: start operation timed out. Terminating."), manager("web.service: Failed with result 'timeout'.")},
 			"systemd: start operation timed out. Terminating.",
 		},
 	} {
-		if s := Tell("web.service", nil, start(t, c.messages...)); s.Reason != c.want || s.Outcome != "failed" {
+		if s := Tell("web.service", unit, start(t, c.messages...)); s.Reason != c.want || s.Outcome != "failed" {
 			t.Errorf("%s: %s: %q, want %q", name, s.Outcome, s.Reason, c.want)
 		}
-		if got := Reason("web.service", start(t, c.messages...)); got != c.want {
+		if got := Reason(unit, start(t, c.messages...)); got != c.want {
 			t.Errorf("%s: LastReason %q, want %q", name, got, c.want)
 		}
 	}
