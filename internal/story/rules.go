@@ -2,7 +2,6 @@ package story
 
 import (
 	"regexp"
-	"strconv"
 	"sync"
 
 	"oci-mainpid-hook/internal/journal"
@@ -192,7 +191,7 @@ func Reason(unit *manager.Unit, entries []journal.Entry) string {
 	var events []Event
 	for _, e := range entries {
 		// That it is about this start, others can say too.
-		if uid := e.Fields["_UID"]; ownKind(e) != nil && uid != "0" && uid != strconv.Itoa(unit.UID) {
+		if ownKind(e) != nil && e.Fields["_SYSTEMD_INVOCATION_ID"] != unit.InvocationID && !saysSo(e, unit.Name, unit.InvocationID, unit) {
 			continue
 		}
 		ev := Event{Source: source(e)}

@@ -182,7 +182,7 @@ func (t *teller) entry(e journal.Entry) {
 		if f["INVOCATION_ID"] == t.InvocationID && f["UNIT"] == t.name || t.mentions(e.Message) {
 			t.manager(e, at)
 		}
-	case f["_SYSTEMD_INVOCATION_ID"] == t.InvocationID && t.InvocationID != "", t.saysSo(e), t.elsewhere(e):
+	case f["_SYSTEMD_INVOCATION_ID"] == t.InvocationID && t.InvocationID != "", saysSo(e, t.name, t.InvocationID, t.unit), t.elsewhere(e):
 		t.process(e, at)
 	}
 }
@@ -241,15 +241,17 @@ func (t *teller) elsewhere(e journal.Entry) bool {
 	return false
 }
 
-// saysSo reports whether one of our own programs says that it is about this
-// start: journald does not know the control group of a process that has ended,
-// and with Cgroup=user the hook's is not the unit's.
-func (t *teller) saysSo(e journal.Entry) bool {
+// saysSo reports whether one of our own programs says that it is about a start of
+// a unit: journald does not know the control group of a process that has ended,
+// and with Cgroup=user the hook's is not the unit's. Only root and the unit's user
+// can say that; and root's invocation ID alone may come from a file of another
+// unit's user (EnvironmentFile=). unit is nil if it is not known.
+func saysSo(e journal.Entry, name, invocation string, unit *manager.Unit) bool {
 	f := e.Fields
-	if t.InvocationID == "" || f["INVOCATION_ID"] != t.InvocationID || ownKind(e) == nil {
+	if invocation == "" || f["INVOCATION_ID"] != invocation || f["UNIT"] != name || ownKind(e) == nil {
 		return false
 	}
-	return f["_UID"] == "0" || t.unit != nil && f["_UID"] == strconv.Itoa(t.unit.UID)
+	return f["_UID"] == "0" || unit != nil && f["_UID"] == strconv.Itoa(unit.UID)
 }
 
 // unquoted makes the journal's way to write a command line comparable.

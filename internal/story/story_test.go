@@ -212,6 +212,8 @@ func TestReasons(t *testing.T) {
 		return map[string]string{"MESSAGE": "web.service: " + text, "MESSAGE_ID": k.ID, "_PID": "7", "_UID": uid, "_TRANSPORT": "journal", "SYSLOG_IDENTIFIER": k.Program, "UNIT": "web.service", "INVOCATION_ID": "aa", "CONTAINER_NAME": "web"}
 	}
 	result := manager("web.service: Failed with result 'exit-code'.")
+	other := own("0", message.Refused, "refused: everything")
+	other["UNIT"] = "other.service"
 	for name, c := range map[string]struct {
 		messages []map[string]string
 		want     string
@@ -251,6 +253,10 @@ func TestReasons(t *testing.T) {
 		},
 		"another user's hook": {
 			[]map[string]string{own("1001", message.HookFailed, "open /run/x: permission denied"), result},
+			"systemd: Failed with result 'exit-code'.",
+		},
+		"notify-mainpid of another unit, with a forged INVOCATION_ID": {
+			[]map[string]string{other, result},
 			"systemd: Failed with result 'exit-code'.",
 		},
 		"the timeout": {
