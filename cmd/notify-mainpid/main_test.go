@@ -16,6 +16,7 @@ import (
 
 	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/conmontest"
+	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/sdnotify"
 
 	"golang.org/x/sys/unix"
@@ -293,5 +294,25 @@ func TestPrepareForUser(t *testing.T) {
 	}
 	if err := unix.Lstat(c.resultFile, &st); err != nil || st.Uid != 0 {
 		t.Errorf("the result file belongs to %d, %v", st.Uid, err)
+	}
+}
+
+func TestKind(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		err    error
+		want   message.Kind
+		status int
+	}{
+		{"a refused process", fmt.Errorf("%w: process 5: has no container", errRefused), message.Refused, exitRefused},
+		{"a refused process, and no room for the answer", errors.Join(fmt.Errorf("%w: process 5", errRefused), unix.ENOSPC), message.Refused, exitRefused},
+		{"no PID", failure{exitNoPID, conmonbridge.ErrNoMainPID}, message.NoMainPID, exitNoPID},
+		{"systemd is not there", failure{exitManager, sdnotify.ErrNoSocket}, message.NotTold, exitManager},
+		{"a wrong command line", failure{exitUsage, errors.New("--user is missing")}, message.HelperFailed, exitUsage},
+		{"a file", unix.EACCES, message.HelperFailed, exitRefused},
+	} {
+		if got, status := kind(c.err); got != c.want || status != c.status {
+			t.Errorf("%s: %v, %d", c.name, got, status)
+		}
 	}
 }
