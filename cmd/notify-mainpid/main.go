@@ -237,7 +237,7 @@ func notify(c config, handover *conmonbridge.Handover) error {
 	}
 	manager, err := sdnotify.FromEnvironment()
 	if err != nil {
-		return failure{exitManager, err}
+		return failure{exitManager, fmt.Errorf("%w (systemd sets it for the commands of a unit that has NotifyAccess=)", err)}
 	}
 	invocation := os.Getenv("INVOCATION_ID")
 	if c.unit != "" {
@@ -246,7 +246,7 @@ func notify(c config, handover *conmonbridge.Handover) error {
 		}
 	}
 	if invocation == "" && c.require != conmonbridge.RequireUser {
-		return errors.New("INVOCATION_ID is not set: nothing tells this start of the unit from another one")
+		return errors.New("INVOCATION_ID is not set, as systemd does for the commands of a unit: nothing tells this start of the unit from another one")
 	}
 
 	start := time.Now()
@@ -351,7 +351,7 @@ func checkEnvironment(unit, invocation string) error {
 	}
 	id, err := os.Readlink(invocationLink + unit)
 	if err != nil {
-		return fmt.Errorf("invocation ID of the unit: %w", err)
+		return fmt.Errorf("invocation ID of the unit, which PID 1 says once it has been started (is --unit=%s right?): %w", unit, err)
 	}
 	if id != invocation {
 		return fmt.Errorf("%w: INVOCATION_ID=%.64s is not that of this start, %s; %s", errRefused, invocation, id, hint)
