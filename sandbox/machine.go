@@ -310,12 +310,42 @@ func (m *Machine) leader() (process, error) {
 // unit and session; systemd-run(1) gives it one. The exit status is the
 // command's own. When the context ends, the command's process group is killed.
 func (m *Machine) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	return m.command(ctx, ownNetwork, name, args)
+}
+
+// CommandOnline is Command with the host's network, and its resolv.conf(5), for
+// programs that fetch something. The machine's own network reaches nothing.
+func (m *Machine) CommandOnline(ctx context.Context, name string, args ...string) *exec.Cmd {
+	resolver, err := os.ReadFile("/etc/resolv.conf")
+	script := []string{"--mount", "sh", "-ec", `
+		printf %s "$0" >/run/resolv.conf.host
+		mount --bind /run/resolv.conf.host /etc/resolv.conf
+		exec "$@"`, string(resolver), name}
+	cmd := m.command(ctx, hostNetwork, "unshare", append(script, args...))
+	if err != nil && cmd.Err == nil {
+		cmd.Err = fmt.Errorf("run %s in machine %s: %w", name, m.Name, err)
+	}
+	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy"} {
+		if value, ok := os.LookupEnv(name); ok {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+	}
+	return cmd
+}
+
+// Namespaces of a command, as options of nsenter(1).
+var (
+	hostNetwork = []string{"--mount", "--uts", "--ipc", "--pid", "--cgroup"}
+	ownNetwork  = append([]string{"--net"}, hostNetwork...)
+)
+
+func (m *Machine) command(ctx context.Context, namespaces []string, name string, args []string) *exec.Cmd {
 	leader, err := m.leader()
 	var procs string
 	if err == nil {
 		procs, err = commandCgroup(leader)
 	}
-	cmd := exec.CommandContext(ctx, "/bin/sh", enterArgs(procs, leader.PID, name, args)...)
+	cmd := exec.CommandContext(ctx, "/bin/sh", enterArgs(procs, leader.PID, namespaces, name, args)...)
 	if err != nil {
 		cmd.Err = fmt.Errorf("run %s in machine %s: %w", name, m.Name, err)
 	}
@@ -327,14 +357,14 @@ func (m *Machine) Command(ctx context.Context, name string, args ...string) *exe
 }
 
 // enterArgs returns the arguments of a shell that moves itself to the cgroup
-// and becomes nsenter(1), which runs a command in the namespaces of the process.
-func enterArgs(procs string, pid int, name string, args []string) []string {
-	return append([]string{
+// and becomes nsenter(1), which runs a command in namespaces of the process.
+func enterArgs(procs string, pid int, namespaces []string, name string, args []string) []string {
+	enter := []string{
 		"-c", `echo 0 >"$0" && exec "$@"`, procs,
 		"nsenter", fmt.Sprintf("--target=%d", pid),
-		"--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd",
-		"--", name,
-	}, args...)
+	}
+	enter = append(append(enter, namespaces...), "--root", "--wd", "--", name)
+	return append(enter, args...)
 }
 
 // commandCgroup makes a cgroup for commands in the machine's own hierarchy and

@@ -124,7 +124,7 @@ func TestNspawnArgs(t *testing.T) {
 }
 
 func TestEnterArgsKeepArguments(t *testing.T) {
-	args := enterArgs("/c/cgroup.procs", 42, "echo", []string{"--help", "a b", "$(x)"})
+	args := enterArgs("/c/cgroup.procs", 42, ownNetwork, "echo", []string{"--help", "a b", "$(x)"})
 	end := args[slices.Index(args, "--"):]
 	if want := []string{"--", "echo", "--help", "a b", "$(x)"}; !slices.Equal(end, want) {
 		t.Errorf("arguments end with %q, want %q", end, want)

@@ -200,7 +200,12 @@ func (m machine) feed(stdin string, args ...string) result {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(interrupted, commandTimeout)
 	defer cancel()
-	cmd := m.box.Command(ctx, args[0], args[1:]...)
+	return m.finish(ctx, m.box.Command(ctx, args[0], args[1:]...), stdin, args)
+}
+
+// finish runs a command that ends with the context.
+func (m machine) finish(ctx context.Context, cmd *exec.Cmd, stdin string, args []string) result {
+	m.t.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 	err := cmd.Run()
