@@ -86,11 +86,28 @@ func (a *Accounts) lookup(nameOrUID string) (Account, error) {
 			return Account{}, fmt.Errorf("read subordinate %s IDs: %w", f.kind, err)
 		}
 		if len(ranges) == 0 {
-			return Account{}, fmt.Errorf("user %q has no subordinate %s IDs in /etc/%s; give it a free range: usermod %s 200000-265535 %s",
-				u.Name, f.kind, f.file, f.option, u.Name)
+			return Account{}, fmt.Errorf("user %q has no subordinate %s IDs in /etc/%s; give it a free range: usermod %s %s %s",
+				u.Name, f.kind, f.file, f.option, FreeIDs(filepath.Join(a.etc(), "subuid"), filepath.Join(a.etc(), "subgid")), u.Name)
 		}
 	}
 	return account, nil
+}
+
+// FreeIDs returns a range of subordinate IDs that nobody has in any of the
+// files, subuid(5), for usermod(8). It has as many as useradd gives to a user.
+func FreeIDs(files ...string) string {
+	const first, count = 100000, 65536
+	next := int64(first)
+	for _, file := range files {
+		ranges, err := user.ParseSubIDFile(file)
+		if err != nil {
+			continue
+		}
+		for _, r := range ranges {
+			next = max(next, r.SubID+r.Count)
+		}
+	}
+	return fmt.Sprintf("%d-%d", next, next+count-1)
 }
 
 func (a *Accounts) etc() string {

@@ -2,6 +2,7 @@ package quadlet
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -25,8 +26,8 @@ func TestLookup(t *testing.T) {
 		{"root", "root", Account{}, "is root"},
 		{"root by UID", "0", Account{}, "is root"},
 		{"root by UID, spelt long", "000", Account{}, "is root"},
-		{"a range of no IDs", "bare", Account{}, "usermod --add-subuids 200000-265535 bare"},
-		{"no group IDs", "half", Account{}, "usermod --add-subgids 200000-265535 half"},
+		{"a range of no IDs", "bare", Account{}, "usermod --add-subuids 365536-431071 bare"},
+		{"no group IDs", "half", Account{}, "usermod --add-subgids 365536-431071 half"},
 		{"a specifier", "%i", Account{}, "specifiers are not expanded"},
 	}
 	for _, test := range tests {
@@ -70,5 +71,25 @@ func TestLookupElsewhere(t *testing.T) {
 	}
 	if a, err := lookup("loop"); err == nil {
 		t.Errorf("an answer about somebody else: %v", a)
+	}
+}
+
+func TestFreeIDs(t *testing.T) {
+	file := func(text string) string {
+		path := filepath.Join(t.TempDir(), "subuid")
+		write(t, path, text)
+		return path
+	}
+	for name, c := range map[string]struct {
+		files []string
+		want  string
+	}{
+		"none":            {[]string{file(""), "/nonexistent"}, "100000-165535"},
+		"others":          {[]string{file("web:100000:65536\ndb:165536:65536\n")}, "231072-296607"},
+		"the second file": {[]string{file("web:100000:65536\n"), file("web:100000:65536\nx:500000:65536\n")}, "565536-631071"},
+	} {
+		if got := FreeIDs(c.files...); got != c.want {
+			t.Errorf("%s: %s", name, got)
+		}
 	}
 }

@@ -367,7 +367,7 @@ func (d *deriver) advise() {
 	_, health := d.main.last("health-cmd")
 	switch {
 	case !d.creates:
-	case d.Cgroup == Service && (health || sdnotify == "healthy"):
+	case d.Cgroup == Service && (health || sdnotify == "healthy") && filepath.Base(d.main.runtime) != "runc":
 		d.warn("Cgroup=service: health checks start in the user's control group, and crun may not move them into the unit's, so each fails; write Cgroup=mixed, or use runc")
 	case !d.Quadlet && strings.HasPrefix(d.Unit.Get("Service", "Type"), "notify") && !given:
 		d.warn("Type=notify without --sdnotify=: the container itself must send READY=1; write --sdnotify=conmon if it does not")

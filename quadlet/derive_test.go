@@ -71,6 +71,8 @@ ExecStop=/usr/bin/podman stop web
 		{name: "limits", text: "Type=notify\nNotifyAccess=all\nMemoryMax=1G\nCPUQuota=50%\n" + detached, warnings: []string{"CPUQuota= MemoryMax= in [Service]"}},
 		{name: "limits that bind", text: "Type=notify\nNotifyAccess=all\nMemoryMax=1G\n" + detached, cgroup: Service},
 		{name: "health checks in the unit's control group", text: "Type=notify\nNotifyAccess=all\nExecStart=podman run -d --health-cmd true localhost/web\nExecStop=podman stop web\n", cgroup: Service, warnings: []string{"health checks"}},
+		{name: "health checks by runc in the unit's control group", text: "Type=notify\nNotifyAccess=all\nExecStart=podman --runtime=runc run -d --sdnotify=healthy --health-cmd true localhost/web\nExecStop=podman stop web\n", cgroup: Service},
+		{name: "health checks by another runtime in the unit's control group", text: "Type=notify\nNotifyAccess=all\nExecStart=podman --log-level=info --runtime /usr/bin/crun run -d --health-cmd true localhost/web\nExecStop=podman stop web\n", cgroup: Service, warnings: []string{"health checks"}},
 		{name: "notify without sdnotify", text: "Type=notify\nNotifyAccess=all\nExecStart=podman run -d localhost/web\nExecStop=podman stop web\n", warnings: []string{"must send READY=1"}},
 		{name: "several settings are reset once", text: "ExecStart=/bin/false\nExecStart=\nExecStart=podman run --cgroups=split localhost/web\nExecStop=podman rm -f --cidfile=%t/a\nExecStop=podman rm -f b\n"},
 

@@ -85,6 +85,8 @@ type podman struct {
 	verb string
 	// verbStart and verbEnd are where it is in the line.
 	verbStart, verbEnd int
+	// runtime is the OCI runtime of --runtime, a name or path; empty without one.
+	runtime string
 	// options are those of run or create that this package looks at, in order.
 	options []option
 }
@@ -156,8 +158,14 @@ func (c *command) podman() (p podman, ok bool) {
 	args := c.arguments()
 	i := 0
 	for ; i < len(args) && strings.HasPrefix(args[i].text, "-"); i++ {
-		if !strings.Contains(args[i].text, "=") && !globalSwitches[args[i].text] {
-			i++ // its value
+		name, value, joined := strings.Cut(args[i].text, "=")
+		if !joined && !globalSwitches[name] {
+			if i++; i < len(args) {
+				value = args[i].text
+			}
+		}
+		if name == "--runtime" {
+			p.runtime = value
 		}
 	}
 	if i >= len(args) {

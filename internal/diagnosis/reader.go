@@ -288,6 +288,9 @@ func bootTime() time.Time {
 	return time.Now().Add(-time.Duration(now.Nano()))
 }
 
+// subordinateIDs are the files of subuid(5) and subgid(5).
+var subordinateIDs = []string{"/etc/subuid", "/etc/subgid"}
+
 // Unit gathers what there is to know of a unit.
 func (r *Reader) Unit(ctx context.Context, name string) Unit {
 	u := Unit{Name: name, Offered: r.machine.Controllers}
@@ -301,7 +304,8 @@ func (r *Reader) Unit(ctx context.Context, name string) Unit {
 	if u.Unit.User == "" {
 		return u
 	}
-	u.SharedIDs, u.FreeIDs = subordinateIDs([]string{"/etc/subuid", "/etc/subgid"}, u.Unit.User, u.Unit.UID)
+	u.SharedIDs = sharesIDs(subordinateIDs, u.Unit.User, u.Unit.UID)
+	u.FreeIDs = quadlet.FreeIDs(subordinateIDs...)
 	if u.Account, u.AccountErr = r.accounts.Lookup(u.Unit.User); u.AccountErr != nil {
 		u.Settings, u.Problems, u.Hook = r.machine.Settings, r.machine.Problems, r.machine.Hook
 	} else {
@@ -387,28 +391,22 @@ func (r *Reader) Wanted() []string {
 	return names
 }
 
-// subordinateIDs returns the name of another user who has some of the user's
-// subordinate IDs, if there is one, and a range that is free in all files,
-// subuid(5).
-func subordinateIDs(files []string, name string, uid int) (shared, free string) {
-	const count = 65536
-	next := int64(100000)
+// sharesIDs returns the name of another user who has some of the user's
+// subordinate IDs, if there is one, subuid(5).
+func sharesIDs(files []string, name string, uid int) string {
+	his := func(r user.SubID) bool { return r.Name == name || r.Name == strconv.Itoa(uid) }
 	for _, file := range files {
 		ranges, err := user.ParseSubIDFile(file)
 		if err != nil {
 			continue
 		}
 		for _, r := range ranges {
-			next = max(next, r.SubID+r.Count)
-			if r.Name != name && r.Name != strconv.Itoa(uid) {
-				continue
-			}
 			for _, other := range ranges {
-				if other.Name != name && other.Name != strconv.Itoa(uid) && other.SubID < r.SubID+r.Count && r.SubID < other.SubID+other.Count {
-					shared = other.Name
+				if his(r) && !his(other) && other.SubID < r.SubID+r.Count && r.SubID < other.SubID+other.Count {
+					return other.Name
 				}
 			}
 		}
 	}
-	return shared, fmt.Sprintf("%d-%d", next, next+count-1)
+	return ""
 }
