@@ -348,3 +348,17 @@ func TestDuration(t *testing.T) {
 		}
 	}
 }
+
+func TestGridStep(t *testing.T) {
+	for whole, want := range map[time.Duration]time.Duration{
+		time.Microsecond:        200 * time.Nanosecond,
+		7 * time.Millisecond:    time.Millisecond,
+		time.Second:             200 * time.Millisecond,
+		1170 * time.Millisecond: 200 * time.Millisecond,
+		30 * time.Second:        5 * time.Second,
+	} {
+		if got := gridStep(whole); got != want {
+			t.Errorf("%v: %v, not %v", whole, got, want)
+		}
+	}
+}
