@@ -82,6 +82,30 @@ func TestWhereAllIsWell(t *testing.T) {
 	}
 }
 
+// TestPage: oci-mainpid.files(5) names every point, and no other.
+func TestPage(t *testing.T) {
+	text, err := os.ReadFile("../../docs/oci-mainpid.files.5.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "**what**\n")
+	line, _, _ := strings.Cut(rest, "\n\n")
+	var page, have []string
+	for i, word := range strings.Split(line, "*") {
+		if i%2 == 1 {
+			page = append(page, word)
+		}
+	}
+	for _, p := range append(goodMachine().Points(), goodUnit().Points()...) {
+		have = append(have, p.What)
+	}
+	slices.Sort(page)
+	slices.Sort(have)
+	if !slices.Equal(page, have) {
+		t.Errorf("the page has %q, check %q", page, have)
+	}
+}
+
 // expect checks that of the points only the named one is not well.
 func expect(t *testing.T, name string, list []Point, what string, level Level, found, fix string) {
 	t.Helper()
@@ -187,6 +211,7 @@ func TestUnits(t *testing.T) {
 		"no runtime directory":      {func(u *Unit) { u.RuntimeDir = false }, "user's manager", Fail, "/run/user/1000", "restart"},
 		"no bus":                    {func(u *Unit) { u.Bus = false }, "user's manager", Warn, "no bus", "dbus-user-session"},
 		"the manager does not run":  {func(u *Unit) { u.UserManager, u.Bus, u.RuntimeDir, u.Controllers = nil, false, false, nil }, "user's manager", OK, "the unit starts it", ""},
+		"logout, and the locks":     {func(u *Unit) { u.LosesLocks = true }, "logout", Warn, "RemoveIPC=yes", "loginctl enable-linger web"},
 		"logout":                    {func(u *Unit) { u.Stays = false }, "logout", Warn, "last logout of web", "loginctl enable-linger web"},
 		"not delegated":             {func(u *Unit) { u.Controllers = []string{"cpu", "pids"} }, "controllers", Warn, "was not delegated memory", "Delegate=cpu cpuset io memory pids"},
 		"not offered either":        {func(u *Unit) { u.Controllers, u.Offered = []string{"cpu", "pids"}, []string{"cpu", "pids"} }, "controllers", OK, "cpu pids", ""},
@@ -418,6 +443,14 @@ func TestSharesIDs(t *testing.T) {
 	} {
 		if shared := sharesIDs(c.files, "web", 1000); shared != c.shared {
 			t.Errorf("%s: %q", name, shared)
+		}
+	}
+}
+
+func TestLogsIn(t *testing.T) {
+	for shell, want := range map[string]bool{"/bin/bash": true, "": true, "/usr/sbin/nologin": false, "/sbin/nologin": false, "/bin/false": false} {
+		if got := logsIn(shell); got != want {
+			t.Errorf("%q: %v", shell, got)
 		}
 	}
 }

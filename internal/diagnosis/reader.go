@@ -37,6 +37,8 @@ type Reader struct {
 	accounts  *quadlet.Accounts
 	tasksMax  uint64
 	conmons   func() ([]census.Conmon, error)
+	// removesIPC is manager.RemovesIPC, asked once.
+	removesIPC func() bool
 }
 
 // NewReader gathers what there is to know of the machine. generate is what
@@ -52,6 +54,7 @@ func NewReader(ctx context.Context, m *manager.Manager, generate Generate) (*Rea
 	}
 	r.comparer = newComparer(generate)
 	r.conmons = sync.OnceValues(func() ([]census.Conmon, error) { return census.Take("/proc") })
+	r.removesIPC = sync.OnceValue(func() bool { return manager.RemovesIPC(ctx) })
 	r.readMachine(ctx)
 	return r, nil
 }
@@ -344,11 +347,23 @@ func (r *Reader) readUser(ctx context.Context, u *Unit) {
 	}
 	if _, err := os.Lstat("/var/lib/systemd/linger/" + u.Account.Name); err == nil {
 		u.Stays = true
+	} else {
+		u.LosesLocks = r.removesIPC() && u.Account.UID > systemUIDMax && logsIn(u.Home.Shell)
 	}
 	var st unix.Stat_t
 	dir := u.Account.RuntimeDir()
 	u.RuntimeDir = unix.Lstat(dir, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && int(st.Uid) == u.Account.UID
 	u.Bus = unix.Lstat(dir+"/bus", &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK
+}
+
+// systemUIDMax is the last UID of those whose shared memory systemd-logind
+// leaves alone, see RemoveIPC= in logind.conf(5).
+const systemUIDMax = 999
+
+// logsIn reports whether somebody may log in to a shell.
+func logsIn(shell string) bool {
+	name := filepath.Base(shell)
+	return name != "nologin" && name != "false"
 }
 
 // home returns the user's home directory.
@@ -365,7 +380,7 @@ func home(ctx context.Context, a quadlet.Account) Home {
 	if len(users) == 0 || users[0].Home == "" {
 		return Home{Err: errors.New("the user has no home directory")}
 	}
-	h := Home{Path: users[0].Home}
+	h := Home{Path: users[0].Home, Shell: users[0].Shell}
 	var st unix.Stat_t
 	switch err := unix.Stat(h.Path, &st); {
 	case err != nil:

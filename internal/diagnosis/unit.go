@@ -40,6 +40,8 @@ type Unit struct {
 	// Stays says that it is not stopped at the user's last logout, Keeps that it
 	// would not be if our drop-ins were written anew.
 	Stays, Keeps bool
+	// LosesLocks says that systemd-logind removes podman's locks when he logs out.
+	LosesLocks bool
 	// RuntimeDir and Bus say whether /run/user/UID is his, and has a bus.
 	RuntimeDir, Bus bool
 	// Controllers are those of the user's manager, nil if it does not run.
@@ -62,6 +64,8 @@ type Home struct {
 	Path string
 	// Err says why it is no good.
 	Err error
+	// Shell is what a login gives the user, empty if that is not known.
+	Shell string
 }
 
 // Points judges the unit.
@@ -183,9 +187,13 @@ func (u Unit) manager(p *points) {
 	default:
 		p.ok(what, service+" is not running, the unit starts it")
 	}
-	if u.Stays {
+	switch {
+	case u.Stays && u.LosesLocks:
+		p.warn("logout", "the user's manager stays when he logs out, but systemd-logind then removes podman's locks (RemoveIPC=yes): deadlocks may follow",
+			fmt.Sprintf("let nobody log in as %s (usermod --shell /usr/sbin/nologin %[1]s); or: loginctl enable-linger %[1]s", name))
+	case u.Stays:
 		p.ok("logout", "the user's manager stays when he logs out")
-	} else {
+	default:
 		fix := "loginctl enable-linger " + name
 		if u.Keeps {
 			fix = u.regenerate()

@@ -93,6 +93,22 @@ func (m *Manager) DefaultTasksMax() (uint64, error) {
 	return strconv.ParseUint(strings.TrimPrefix(text, "@t "), 0, 64) // GVariant text
 }
 
+// RemovesIPC reports whether systemd-logind removes the shared memory of a user
+// who has logged out: RemoveIPC= in logind.conf(5). Where there is no logind,
+// nobody does.
+func RemovesIPC(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	var removes bool
+	err = conn.Object("org.freedesktop.login1", "/org/freedesktop/login1").StoreProperty("org.freedesktop.login1.Manager.RemoveIPC", &removes)
+	return err == nil && removes
+}
+
 // ErrNoUnit says that systemd knows no unit of that name.
 var ErrNoUnit = errors.New("systemd knows no such unit; is the name right, or has it yet to read the file (systemctl daemon-reload)?")
 

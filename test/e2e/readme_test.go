@@ -148,6 +148,7 @@ func (m machine) checkOut(dir string) {
 // normalise replaces in a transcript what is different each time.
 func normalise(transcript string) string {
 	for _, r := range []struct{ pattern, with string }{
+		{`\r`, ""},
 		// What apt, go and make say is theirs.
 		{`(?m)^(# (?:apt|make)\b.*\n)(?:[^#-].*\n)+`, "$1...\n"},
 		// The log comes last; the order of its lines varies.

@@ -199,6 +199,11 @@ func TestCheck(t *testing.T) {
 			func(n unit) { n.run("rm", filepath.Join(n.home(), configuration)) },
 		},
 		{
+			"a user who logs in", "logout", "warn", "RemoveIPC=yes", "loginctl enable-linger",
+			func(n unit) { n.run("usermod", "--shell", "/bin/sh", n.user.name) },
+			func(n unit) { n.run("usermod", "--shell", "/usr/sbin/nologin", n.user.name) },
+		},
+		{
 			"no subordinate IDs", "user", "fail", "subordinate user IDs", "usermod --add-subuids",
 			func(n unit) { n.run("sed", "-i.kept", "/^"+n.user.name+":/d", "/etc/subuid") },
 			func(n unit) { n.run("mv", "/etc/subuid.kept", "/etc/subuid") },
@@ -238,6 +243,7 @@ func TestCheck(t *testing.T) {
 	onStacks(t, func(m machine) {
 		// podman's options change, so the drop-in gives ExecStart= again.
 		n := m.user().unit(service{mode: "mixed", cgroups: "split"})
+		n.run("usermod", "--shell", "/usr/sbin/nologin", n.user.name)
 		n.start()
 		well := func(n unit) {
 			n.t.Helper()
