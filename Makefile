@@ -10,7 +10,8 @@ SYSTEMDDIR   ?= $(PREFIX)/lib/systemd
 CATALOGDIR   ?= $(SYSTEMDDIR)/catalog
 TMPFILESDIR  ?= $(PREFIX)/lib/tmpfiles.d
 BASHCOMPDIR  ?= $(PREFIX)/share/bash-completion/completions
-ZSHCOMPDIR   ?= $(PREFIX)/share/zsh/site-functions
+# Debian's zsh does not read /usr/share/zsh/site-functions.
+ZSHCOMPDIR   ?= $(PREFIX)/share/zsh/$(if $(and $(filter /usr,$(PREFIX)),$(wildcard $(DESTDIR)/etc/debian_version)),vendor-completions,site-functions)
 FISHCOMPDIR  ?= $(PREFIX)/share/fish/vendor_completions.d
 
 # The unit's name follows from /run/oci-mainpid, see systemd.mount(5).
