@@ -41,6 +41,9 @@ func (r *reader) readmeUnit(path string) {
 	r.systemctl("daemon-reload")
 }
 
+// statusProblems is a command of oci-mainpid.files(5).
+const statusProblems = `oci-mainpid status --format=json | grep '"problem"' || echo none`
+
 const (
 	webContainer = quadletDir + "/web.container"
 	webService   = unitDir + "/web.service"
@@ -55,8 +58,13 @@ func (r *reader) webOf(name, container string) unit {
 // tidy stops web's units and removes them.
 func (r *reader) tidy() {
 	r.t.Helper()
-	r.shell(`systemctl stop web.service web-pod.service 2>/dev/null || :
-		rm -rf ` + quadletDir + `/* ` + unitDir + `/web.service*
+	// systemd 262 stops none of several units if it does not know one of them.
+	for _, unit := range []string{"web.service", "web-pod.service"} {
+		if r.property(unit, "LoadState") == "loaded" {
+			r.systemctl("stop", unit)
+		}
+	}
+	r.shell(`rm -rf ` + quadletDir + `/* ` + unitDir + `/web.service*
 		systemctl daemon-reload
 		systemctl reset-failed`)
 }
@@ -70,8 +78,13 @@ func (r *reader) says(b block) {
 	r.matches(b, r.run("journalctl", "--boot", "--no-pager", "--output=cat"))
 }
 
+// matches is says for a text, whose end is shown if it does not match.
 func (r *reader) matches(b block, text string) {
 	r.t.Helper()
+	const troubleshooting page = "docs/troubleshooting.md"
+	if has, err := troubleshooting.text(); err != nil || !strings.Contains(has, "\n### "+b.heading+"\n") {
+		r.t.Fatalf("%s has no heading %q (%v)", troubleshooting, b.heading, err)
+	}
 	var patterns []string
 	for _, message := range strings.Split(b.heading, " / ") {
 		pattern := regexp.QuoteMeta(message)
@@ -83,7 +96,25 @@ func (r *reader) matches(b block, text string) {
 	// crun quotes the path, and podman what it logs.
 	plain := strings.NewReplacer("`", "", `\`, "").Replace(text)
 	if !regexp.MustCompile(strings.Join(patterns, "|")).MatchString(plain) {
-		r.t.Errorf("%v: nothing says %q in\n%s", b, b.heading, text)
+		r.t.Errorf("%v: nothing says %q in\n%s", b, b.heading, text[max(0, len(text)-3000):])
+	}
+}
+
+// saysAsReadme checks that the journal has the messages that README.md shows
+// under The problem, whatever the numbers.
+func (r *reader) saysAsReadme() {
+	r.t.Helper()
+	blocks, err := page("README.md").blocks()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	journal := r.run("journalctl", "--boot", "--no-pager", "--output=cat")
+	i := slices.IndexFunc(blocks, func(b block) bool { return b.heading == "The problem" })
+	for line := range strings.Lines(blocks[max(i, 0)].text) {
+		pattern := regexp.MustCompile(`\d+`).ReplaceAllString(regexp.QuoteMeta(strings.TrimSuffix(line, "\n")), `\d+`)
+		if !regexp.MustCompile("(?m)^" + pattern + "$").MatchString(journal) {
+			r.t.Errorf("README.md: nothing says %q", line)
+		}
 	}
 }
 
@@ -107,6 +138,21 @@ var settings = map[page]setting{
 			"oci-mainpid status --format=prometheus >/var/lib/prometheus/node-exporter/oci-mainpid.prom": func(r *reader, _ block, _ string) {
 				if got := r.run("cat", "/var/lib/prometheus/node-exporter/oci-mainpid.prom"); !strings.Contains(got, `oci_mainpid_unit_active{unit="web.service",user="web",cgroup="mixed"} 1`) {
 					r.t.Errorf("%s", got)
+				}
+			},
+		},
+	},
+	"docs/oci-mainpid.files.5.md": {
+		before: map[string]func(r *reader, b block){
+			statusProblems: func(r *reader, _ block) {
+				r.readmeUnit(webContainer)
+				r.systemctl("start", "web")
+			},
+		},
+		after: map[string]func(r *reader, b block, screen string){
+			statusProblems: func(r *reader, b block, screen string) {
+				if !strings.HasSuffix(screen, "\nnone") {
+					r.t.Errorf("%v: %s", b, screen)
 				}
 			},
 		},
@@ -201,7 +247,7 @@ var settings = map[page]setting{
 				r.run("sed", "-i", "s/8080:80/80:80/", quadletDir+"/site.container")
 				r.systemctl("daemon-reload")
 				r.try("systemctl", "restart", "site")
-				r.says(block{page: "docs/troubleshooting.md", heading: "Failed to bind port 80 (Permission denied)"})
+				r.says(block{heading: "Failed to bind port 80 (Permission denied) / Listen failed for HOST TCP port */80: Permission denied"})
 			},
 		},
 		after: map[string]func(r *reader, b block, screen string){
@@ -260,15 +306,18 @@ var settings = map[page]setting{
 		after: map[string]func(r *reader, b block, screen string){
 			"Type=notify": func(r *reader, b block, _ string) {
 				r.systemctl("daemon-reload")
-				r.systemctl("kill", "--kill-whom=main", "user@1000") // web's first podman since
+				// web's next podman is the first.
+				r.systemctl("kill", "--kill-whom=main", "user@1000")
+				r.await("user@1000 has ended", soon, func() bool { return r.property("user@1000", "ActiveState") == "inactive" })
 				r.systemctl("log-level", "debug")
-				if r := r.try("systemctl", "start", "web"); r.status == 0 {
-					b.heading = "started"
+				if res := r.try("systemctl", "start", "web"); res.status == 0 {
+					r.t.Error(res)
 				}
 				r.says(b)
 				r.try("systemctl", "start", "web")
 				r.systemctl("log-level", "info")
 				r.says(block{heading: "New main PID … does not belong to service, refusing."})
+				r.saysAsReadme()
 			},
 			"Type=forking": func(r *reader, b block, _ string) {
 				r.systemctl("daemon-reload")
