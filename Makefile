@@ -21,6 +21,17 @@ RUN_MOUNT := run-oci\x2dmainpid.mount
 BINDIR     := $(PREFIX)/bin
 LIBEXECDIR := $(PREFIX)/libexec
 
+# git says what the version is: 1.2.3 at the tag v1.2.3, 1.2.3+5.gHASH five commits
+# later. It does not in a tarball, or in a directory of another user's: there,
+# make VERSION=1.2.3.
+GIT_VERSION := $(shell [ ! -e .git ] || { \
+	git describe --tags --match='v[0-9]*' --abbrev=12 --dirty=+dirty || \
+	echo "v0.0.0-$$(git rev-list --count HEAD)-g$$(git describe --always --abbrev=12 --exclude='*' --dirty=+dirty)"; } 2>/dev/null | \
+	sed -nE 's/-([0-9]+)-g([0-9a-f]+)/+\1.g\2/; s/(\+.*)\+dirty/\1.dirty/; s/^v([0-9].*)/\1/p')
+VERSION ?= $(or $(GIT_VERSION),0.0.0+unknown)
+# The time that files of a release have, in seconds since 1970.
+export SOURCE_DATE_EPOCH ?= $(or $(if $(GIT_VERSION),$(shell git log -1 --format=%ct)),$(shell stat -c %Y CHANGELOG.md))
+
 GO      ?= go
 INSTALL ?= install
 TOOLS   := $(GO) tool -modfile=tools/go.mod
@@ -29,11 +40,13 @@ export CGO_ENABLED := 0
 PROGRAMS := oci-mainpid-hook notify-mainpid oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
 
-.PHONY: all build man completions install uninstall demo test unit e2e attack matrix check fuzz bench clean
+.PHONY: all build man completions install uninstall sbom reproducible demo test unit e2e attack matrix check fuzz bench clean
 all: build man
 
+# The same source makes the same bytes anywhere: make reproducible. What git says
+# of the source is in there, too: go version -m.
 build:
-	$(GO) build -trimpath -ldflags='-s -w' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+	$(GO) build -trimpath -buildvcs=$(if $(GIT_VERSION),auto,false) -ldflags='-s -w -X main.version=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
 
 man: $(MANPAGES)
 bin/man/%: docs/%.md
@@ -43,7 +56,7 @@ bin/man/%: docs/%.md
 # The programs that are built may be for another machine than this one.
 completions:
 	@mkdir -p bin/completions
-	for shell in bash zsh fish; do env -u GOOS -u GOARCH $(GO) run ./cmd/oci-mainpid completion $$shell >bin/completions/$$shell || exit; done
+	for shell in bash zsh fish; do env -u GOOS -u GOARCH $(GO) run -trimpath ./cmd/oci-mainpid completion $$shell >bin/completions/$$shell || exit; done
 
 install: build man completions
 	$(INSTALL) -D -m 755 bin/oci-mainpid-hook $(DESTDIR)$(HOOK_BIN_DIR)/oci-mainpid-hook
@@ -77,11 +90,21 @@ uninstall:
 	for dir in $(LIBEXECDIR)/oci-mainpid $(foreach dir,$(HOOK_BIN_DIR) $(HOOK_DIR) $(BASHCOMPDIR) $(ZSHCOMPDIR) $(FISHCOMPDIR),$(dir) $(patsubst %/,%,$(dir $(dir)))); do \
 		[ ! -d $(DESTDIR)$$dir ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$dir || exit; done
 
+# A bill of materials of each program, in CycloneDX's format. It names the tool by
+# its bytes, so these must be the same anywhere, too.
+sbom: build
+	env -u GOOS -u GOARCH $(GO) build -trimpath -modfile=tools/go.mod -o bin/tools/ github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+	mkdir -p bin/sbom
+	for program in $(PROGRAMS); do bin/tools/cyclonedx-gomod bin -json -std -noserial -notimestamp -version=v$(VERSION) -output=bin/sbom/$$program.cdx.json bin/$$program || exit; done
+
+reproducible:
+	packaging/reproducible.sh
+
 # Throw-away machines (sandbox/) need root.
 demo: build man
 	$(GO) run ./test/demo
 
-test: check fuzz e2e
+test: check fuzz reproducible e2e
 
 e2e: build man
 	$(GO) test -tags e2e -count=1 -timeout 60m -v ./sandbox ./test/e2e

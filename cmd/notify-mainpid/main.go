@@ -33,6 +33,7 @@ const (
 const usage = `Usage: notify-mainpid --user=NAME|UID [flags] MAINPIDFILE RESULTFILE
        notify-mainpid --prepare [--user=NAME|UID] [flags] MAINPIDFILE RESULTFILE
        notify-mainpid --forget [flags] MAINPIDFILE RESULTFILE
+       notify-mainpid --version
 
 Waits for the PID that oci-mainpid-hook writes into MAINPIDFILE, verifies that
 it is the conmon of this unit's container, makes it the unit's main process
@@ -54,9 +55,13 @@ and writes what became of it into RESULTFILE.
   --prepare         make both files anew, and do nothing else
   --forget          remove both files, and do nothing else
   --help            print this
+  --version         print the version
 
 See notify-mainpid(8).
 `
+
+// version is set by the Makefile, see VERSION there.
+var version = "built without make, see go version -m"
 
 // managerTimeout is how long systemd, which answers within milliseconds unless
 // it is very busy, may take: less than the hook waits (hook.ResultTimeout).
@@ -73,7 +78,7 @@ type config struct {
 	require     conmonbridge.Requirement
 	executables []string
 	unit        string
-	action      string // "", "prepare" or "forget"
+	action      string // "", "prepare", "forget" or "version"
 
 	mainPIDFile, resultFile string
 
@@ -175,6 +180,7 @@ func parse(args []string) (config, error) {
 	set.BoolVar(&c.log.Verbose, "verbose", c.log.Verbose, "")
 	prepare := set.Bool("prepare", false, "")
 	forget := set.Bool("forget", false, "")
+	printVersion := set.Bool("version", false, "")
 	err := set.Parse(args)
 	if c.log.Unit = c.unit; c.unit != "" {
 		c.log.Add(message.InvocationID, os.Getenv("INVOCATION_ID"))
@@ -183,6 +189,9 @@ func parse(args []string) (config, error) {
 	case errors.Is(err, flag.ErrHelp):
 		return c, err
 	case err != nil:
+	case *printVersion:
+		c.action = "version"
+		return c, nil
 	case set.NArg() != 2:
 		err = fmt.Errorf("%d arguments, not MAINPIDFILE and RESULTFILE", set.NArg())
 	case *prepare && *forget:
@@ -206,6 +215,9 @@ func parse(args []string) (config, error) {
 
 func run(c config) error {
 	switch c.action {
+	case "version":
+		fmt.Println("notify-mainpid", version)
+		return nil
 	case "prepare":
 		owner := os.Geteuid()
 		if c.user != "" {

@@ -37,6 +37,7 @@ func TestParse(t *testing.T) {
 		{"without an end", []string{"--user=web", "--timeout=infinity", "/m", "/r"}, ""},
 		{"prepare without a user", []string{"--prepare", "/m", "/r"}, ""},
 		{"forget", []string{"--forget", "/m", "/r"}, ""},
+		{"version", []string{"--version"}, ""},
 		{"nothing", nil, "0 arguments"},
 		{"one file", []string{"--user=web", "/m"}, "1 arguments"},
 		{"three files", []string{"--user=web", "/m", "/r", "/x"}, "3 arguments"},

@@ -54,6 +54,12 @@ func TestWrongCommandLines(t *testing.T) {
 	}
 }
 
+func TestVersion(t *testing.T) {
+	if out, err := execute("--version"); err != nil || out != "oci-mainpid "+version+"\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
 func TestCompletionScripts(t *testing.T) {
 	for shell, want := range map[string]string{
 		"bash": "__start_oci-mainpid oci-mainpid", "zsh": "#compdef oci-mainpid", "fish": "complete -c oci-mainpid",

@@ -24,6 +24,9 @@ const (
 // errUsage marks what is wrong with the command line rather than with a file.
 var errUsage = errors.New("see oci-mainpid --help")
 
+// version is set by the Makefile, see VERSION there.
+var version = "built without make, see go version -m"
+
 func usageError(err error) error { return fmt.Errorf("%w (%w)", err, errUsage) }
 
 func main() {
@@ -69,6 +72,8 @@ func run(root *cobra.Command) error {
 
 func command() *cobra.Command {
 	steps := &message.Log{Program: message.OCIMainPID}
+	// cobra's own --version comes with a -v, and its template with 1.4 MB.
+	printVersion := false
 	root := &cobra.Command{
 		Use:           "oci-mainpid",
 		Short:         "Run the containers of system services as a user",
@@ -82,9 +87,14 @@ func command() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if printVersion {
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), "oci-mainpid", version)
+				return err
+			}
 			return usageError(errors.New("no command given"))
 		},
 	}
+	root.Flags().BoolVar(&printVersion, "version", false, "print the version")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
 	root.PersistentFlags().BoolVar(&steps.Verbose, "verbose", false, "say what is done, on standard error; check: of several units, show what is well, too")
 	root.AddCommand(generateCommand(steps), checkCommand(steps), statusCommand(steps), explainCommand(steps), refuseCommand())

@@ -107,13 +107,18 @@ func runMake(target, destdir string) error {
 	if !filepath.IsAbs(destdir) || filepath.Clean(destdir) == "/" {
 		return fmt.Errorf("make %s DESTDIR=%q: would change this machine", target, destdir)
 	}
+	return runMakefile(target, "DESTDIR="+destdir, "PREFIX=/usr")
+}
+
+// runMakefile runs make with the arguments in the directory of the Makefile.
+func runMakefile(args ...string) error {
 	makeMutex.Lock()
 	defer makeMutex.Unlock()
-	cmd := exec.Command("make", "--directory=../..", target, "DESTDIR="+destdir, "PREFIX=/usr")
+	cmd := exec.Command("make", append([]string{"--directory=../.."}, args...)...)
 	// These tests are run by make themselves; its flags are not for this one.
 	cmd.Env = append(os.Environ(), "MAKEFLAGS=", "MAKELEVEL=")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("make %s DESTDIR=%s: %w\n%s", target, destdir, err, out)
+		return fmt.Errorf("make %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
 	return nil
 }
