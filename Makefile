@@ -40,7 +40,7 @@ export CGO_ENABLED := 0
 PROGRAMS := oci-mainpid-hook notify-mainpid oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
 
-.PHONY: all build man completions install uninstall sbom reproducible demo test unit e2e attack matrix check fuzz bench clean
+.PHONY: all build man completions install uninstall sbom package-root deb rpm reproducible demo test unit e2e attack matrix check fuzz bench clean
 all: build man
 
 # The same source makes the same bytes anywhere: make reproducible. What git says
@@ -63,7 +63,7 @@ install: build man completions
 	$(INSTALL) -D -m 755 bin/notify-mainpid $(DESTDIR)$(LIBEXECDIR)/oci-mainpid/notify-mainpid
 	$(INSTALL) -D -m 755 bin/oci-mainpid $(DESTDIR)$(BINDIR)/oci-mainpid
 	$(INSTALL) -d $(DESTDIR)$(SYSTEMDDIR)/system-generators $(DESTDIR)$(HOOK_DIR)
-	ln -sf $(BINDIR)/oci-mainpid $(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator
+	ln -srf $(DESTDIR)$(BINDIR)/oci-mainpid $(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator
 	sed 's|/usr/libexec/oci/hooks.d|$(HOOK_BIN_DIR)|' hooks.d/oci-mainpid-hook.json > $(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json
 	chmod 644 $(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json
 	$(INSTALL) -D -m 644 tmpfiles.d/oci-mainpid.conf $(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf
@@ -96,6 +96,32 @@ sbom: build
 	env -u GOOS -u GOARCH $(GO) build -trimpath -modfile=tools/go.mod -o bin/tools/ github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
 	mkdir -p bin/sbom
 	for program in $(PROGRAMS); do bin/tools/cyclonedx-gomod bin -json -std -noserial -notimestamp -version=v$(VERSION) -output=bin/sbom/$$program.cdx.json bin/$$program || exit; done
+
+# Packages: what is installed, and what packages have besides. Whoever publishes
+# them says who that is.
+MAINTAINER ?= The oci-mainpid-hook maintainers <maintainers@oci-mainpid-hook.invalid>
+HOMEPAGE   ?=
+PACKAGE    := bin/package
+DOCDIR     := $(PACKAGE)/usr/share/doc/oci-mainpid-hook
+
+package-root: sbom
+	rm -rf $(PACKAGE)
+	$(MAKE) install DESTDIR=$(CURDIR)/$(PACKAGE) PREFIX=/usr
+	find $(PACKAGE)/usr/share/man -type f -exec gzip -9n {} +
+	$(INSTALL) -D -m 644 -t $(DOCDIR) packaging/copyright
+	$(INSTALL) -D -m 644 -t $(DOCDIR)/sbom bin/sbom/*
+	gzip -9nc CHANGELOG.md >$(DOCDIR)/changelog.gz
+	chmod 644 $(DOCDIR)/changelog.gz
+	find $(PACKAGE) -exec touch --no-dereference --date=@$(SOURCE_DATE_EPOCH) {} +
+	printf -- '- semver: "%s-1"\n  date: %s\n  packager: "%s"\n  changes: [{note: "Version %s. See changelog.gz."}]\n  deb: {urgency: medium, distributions: [unstable]}\n' \
+		'$(PACKAGE_VERSION)' "$$(date --utc --date=@$(SOURCE_DATE_EPOCH) +%FT%TZ)" '$(MAINTAINER)' '$(VERSION)' >bin/changelog.yaml
+
+# In packages - begins the release, and 1.2.3~rc.1 comes before 1.2.3.
+deb rpm: export PACKAGE_VERSION := $(subst -,~,$(VERSION))
+deb rpm: package-root
+	rm -f bin/*.$@
+	PACKAGE_ARCH=$$($(GO) env GOARCH) MAINTAINER='$(MAINTAINER)' HOMEPAGE='$(HOMEPAGE)' \
+		env -u GOOS -u GOARCH $(TOOLS) nfpm package --config packaging/nfpm.yaml --packager $@ --target bin/
 
 reproducible:
 	packaging/reproducible.sh

@@ -17,8 +17,8 @@ build() {
 	git clone --quiet . "$dir"
 	make -s -C "$dir" build "$@" >&2
 	(cd "$dir/bin" && sha256sum oci-mainpid-hook notify-mainpid oci-mainpid) >"$dir.sums"
-	make -s -C "$dir" sbom >&2
-	(cd "$dir/bin" && sha256sum sbom/*) >>"$dir.sums"
+	make -s -C "$dir" deb rpm >&2
+	(cd "$dir/bin" && sha256sum sbom/* ./*.deb ./*.rpm) >>"$dir.sums"
 }
 # Neither the flags of a make that runs this, nor a version that it was given.
 unset MAKEFLAGS MAKELEVEL VERSION SOURCE_DATE_EPOCH

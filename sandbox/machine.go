@@ -367,6 +367,20 @@ func enterArgs(procs string, pid int, namespaces []string, name string, args []s
 	return append(enter, args...)
 }
 
+// Install installs Debian's packages in the machine.
+func (m *Machine) Install(ctx context.Context, packages ...string) error {
+	// As for the root file system, see install.
+	const script = `
+apt="apt-get --quiet --option=Acquire::Check-Valid-Until=false"
+$apt update
+DEBIAN_FRONTEND=noninteractive $apt install --yes --no-install-recommends "$@"`
+	cmd := m.CommandOnline(ctx, "sh", append([]string{"-ec", script, "sh"}, packages...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("install %s in machine %s: %w\n%s", strings.Join(packages, " "), m.Name, err, out)
+	}
+	return nil
+}
+
 // commandCgroup makes a cgroup for commands in the machine's own hierarchy and
 // returns the path of its cgroup.procs. A process outside of that hierarchy
 // could not be moved to a unit or a session of the machine: see nsdelegate in

@@ -23,9 +23,11 @@ func (m machine) online(stdin string, args ...string) result {
 // debian installs packages of Debian's.
 func (m machine) debian(packages ...string) {
 	m.t.Helper()
-	m.must(m.online("", "apt-get", "-qq", "update"))
-	m.must(m.online("", append([]string{"env", "DEBIAN_FRONTEND=noninteractive",
-		"apt-get", "-qq", "--yes", "--no-install-recommends", "install"}, packages...)...))
+	ctx, cancel := context.WithTimeout(interrupted, onlineTimeout)
+	defer cancel()
+	if err := m.box.Install(ctx, packages...); err != nil {
+		m.t.Fatal(err)
+	}
 }
 
 // dockerHub gives the machine a mirror of docker.io that has two images:

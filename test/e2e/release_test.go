@@ -60,3 +60,22 @@ func TestBillsOfMaterials(t *testing.T) {
 		}
 	}
 }
+
+// TestCopyright: the packages' copyright file says under which license each
+// module is that a program is made of.
+func TestCopyright(t *testing.T) {
+	if err := runMakefile("build"); err != nil {
+		t.Fatal(err)
+	}
+	copyright, err := os.ReadFile("../../packaging/copyright")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, program := range programs {
+		for module := range modules(t, program) {
+			if !strings.Contains(string(copyright), "\nFiles: "+module+"/*\n") {
+				t.Errorf("%s: nothing about %s", program, module)
+			}
+		}
+	}
+}
