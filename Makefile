@@ -40,7 +40,7 @@ export CGO_ENABLED := 0
 PROGRAMS := oci-mainpid-hook notify-mainpid oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
 
-.PHONY: all build man completions install uninstall sbom package-root deb rpm reproducible demo test unit e2e attack matrix check fuzz bench clean
+.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit e2e attack matrix check fuzz bench clean
 all: build man
 
 # The same source makes the same bytes anywhere: make reproducible. What git says
@@ -122,6 +122,14 @@ deb rpm: package-root
 	rm -f bin/*.$@
 	PACKAGE_ARCH=$$($(GO) env GOARCH) MAINTAINER='$(MAINTAINER)' HOMEPAGE='$(HOMEPAGE)' \
 		env -u GOOS -u GOARCH $(TOOLS) nfpm package --config packaging/nfpm.yaml --packager $@ --target bin/
+
+# A policy module, for semodule(8).
+SELINUX_DEVEL ?= /usr/share/selinux/devel
+selinux:
+	@[ -f $(SELINUX_DEVEL)/Makefile ] || { echo "make selinux: $(SELINUX_DEVEL)/Makefile is missing: install selinux-policy-dev (Debian) or selinux-policy-devel (Fedora, openSUSE)" >&2; exit 1; }
+	mkdir -p bin/selinux
+	cp packaging/selinux/oci_mainpid.* bin/selinux/
+	$(MAKE) -C bin/selinux -f $(SELINUX_DEVEL)/Makefile oci_mainpid.pp
 
 reproducible:
 	packaging/reproducible.sh
