@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds the last commit twice, in two directories, the programs the second time
-# with an empty build cache, and compares every byte of what a release has.
-# Prints the checksums.
+# Builds the last commit twice, in two directories, the second time with another
+# umask, time zone and language, and its programs with an empty build cache, and
+# compares every byte of what a release has. Prints the checksums.
 set -eu
 cd "$(dirname "$0")/.."
 [ -z "$(git status --porcelain)" ] || echo "reproducible: what is not committed is not built" >&2
@@ -23,6 +23,8 @@ build() {
 # Neither the flags of a make that runs this, nor a version that it was given.
 unset MAKEFLAGS MAKELEVEL VERSION SOURCE_DATE_EPOCH
 build "$tmp/first"
+umask 077
+export TZ=Asia/Tokyo LC_ALL=C.UTF-8
 build "$tmp/the/second" GOCACHE="$tmp/cache"
 cat "$tmp/first.sums"
 diff -u "$tmp/first.sums" "$tmp/the/second.sums" >&2 || {
