@@ -3,10 +3,11 @@
 set -e
 case $1 in remove | 0) ;; *) exit 0 ;; esac
 if [ -d /run/systemd/system ]; then
-	# In use, it cannot be unmounted. Where there is no such unit, there is
-	# nothing to stop.
-	[ -n "$(ls -A /run/oci-mainpid 2>/dev/null)" ] || systemctl stop 'run-oci\x2dmainpid.mount' 2>/dev/null || :
+	# Not as long as a unit that could not be stopped has its files there. rpm runs
+	# this in a mount namespace of its own, where it stays mounted.
+	if [ -z "$(ls -A /run/oci-mainpid 2>/dev/null)" ] && systemctl stop 'run-oci\x2dmainpid.mount' 2>/dev/null; then
+		umount /run/oci-mainpid 2>/dev/null || :
+	fi
 	systemctl daemon-reload || :
 fi
-# What a unit that could not be stopped has in there stays.
-[ ! -d /run/oci-mainpid ] || rmdir --ignore-fail-on-non-empty /run/oci-mainpid
+rmdir /run/oci-mainpid 2>/dev/null || :

@@ -67,6 +67,10 @@ func TestSELinux(t *testing.T) {
 			right{"podman_user_t", "init_t", "fd", "use"},
 			right{"podman_user_t", "oci_mainpid_runtime_t", "file", "watch"}, // the result file
 			right{"systemd_tmpfiles_t", "oci_mainpid_runtime_t", "dir", "relabelto"},
+			// run-oci\x2dmainpid.mount, and rootcontext= in it
+			right{"mount_t", "oci_mainpid_runtime_t", "dir", "mounton"},
+			right{"mount_t", "tmpfs_t", "filesystem", "relabelfrom"},
+			right{"oci_mainpid_runtime_t", "tmpfs_t", "filesystem", "associate"},
 		)
 		for _, r := range needed {
 			if !r.has(m) {
