@@ -112,14 +112,19 @@ package-root: sbom
 	$(INSTALL) -D -m 644 -t $(DOCDIR)/sbom bin/sbom/*
 	gzip -9nc CHANGELOG.md >$(DOCDIR)/changelog.gz
 	chmod 644 $(DOCDIR)/changelog.gz
-	find $(PACKAGE) -exec touch --no-dereference --date=@$(SOURCE_DATE_EPOCH) {} +
 	printf -- '- semver: "%s-1"\n  date: %s\n  packager: "%s"\n  changes: [{note: "Version %s. See changelog.gz."}]\n  deb: {urgency: medium, distributions: [unstable]}\n' \
 		'$(PACKAGE_VERSION)' "$$(date --utc --date=@$(SOURCE_DATE_EPOCH) +%FT%TZ)" '$(MAINTAINER)' '$(VERSION)' >bin/changelog.yaml
+
+# Where zsh of Debian looks, and where others do.
+deb: ZSHDIR := vendor-completions
+rpm: ZSHDIR := site-functions
 
 # In packages - begins the release, and 1.2.3~rc.1 comes before 1.2.3.
 deb rpm: export PACKAGE_VERSION := $(subst -,~,$(VERSION))
 deb rpm: package-root
 	rm -f bin/*.$@
+	[ -d $(PACKAGE)/usr/share/zsh/$(ZSHDIR) ] || mv $(PACKAGE)/usr/share/zsh/* $(PACKAGE)/usr/share/zsh/$(ZSHDIR)
+	find $(PACKAGE) -exec touch --no-dereference --date=@$(SOURCE_DATE_EPOCH) {} +
 	PACKAGE_ARCH=$$($(GO) env GOARCH) MAINTAINER='$(MAINTAINER)' HOMEPAGE='$(HOMEPAGE)' \
 		env -u GOOS -u GOARCH $(TOOLS) nfpm package --config packaging/nfpm.yaml --packager $@ --target bin/
 

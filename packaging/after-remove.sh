@@ -11,3 +11,6 @@ if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload || :
 fi
 rmdir /run/oci-mainpid 2>/dev/null || :
+if command -v journalctl >/dev/null; then
+	journalctl --update-catalog || :
+fi

@@ -142,6 +142,7 @@ var settings = map[page]setting{
 			},
 		},
 	},
+	"docs/selinux-apparmor.md": {},
 	"docs/oci-mainpid.files.5.md": {
 		before: map[string]func(r *reader, b block){
 			statusProblems: func(r *reader, _ block) {

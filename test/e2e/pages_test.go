@@ -108,6 +108,11 @@ var notRun = map[page]map[string]string{
 		"go test -tags e2e ./test/e2e -stacks=forky -run TestStrangersPID -keep": "is a part of what runs this test",
 		"bin/sandbox shell m1": "wants a terminal and somebody who types",
 	},
+	"docs/selinux-apparmor.md": {
+		"apt install selinux-policy-dev       # Fedora, openSUSE: selinux-policy-devel": "TestSELinux does",
+		"make selinux":                           "TestSELinux does",
+		"semodule -i bin/selinux/oci_mainpid.pp": "TestSELinux does, without the kernel that would enforce it",
+	},
 }
 
 // reader is somebody who types what pages say, as root on a machine, in one
