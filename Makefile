@@ -37,7 +37,7 @@ INSTALL ?= install
 TOOLS   := $(GO) tool -modfile=tools/go.mod
 export CGO_ENABLED := 0
 
-PROGRAMS := oci-mainpid-hook notify-mainpid oci-mainpid
+PROGRAMS := oci-mainpid-hook notify-mainpid podman-pause oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
 
 .PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit e2e attack matrix check fuzz bench clean
@@ -61,6 +61,7 @@ completions:
 install: build man completions
 	$(INSTALL) -D -m 755 bin/oci-mainpid-hook $(DESTDIR)$(HOOK_BIN_DIR)/oci-mainpid-hook
 	$(INSTALL) -D -m 755 bin/notify-mainpid $(DESTDIR)$(LIBEXECDIR)/oci-mainpid/notify-mainpid
+	$(INSTALL) -D -m 755 bin/podman-pause $(DESTDIR)$(LIBEXECDIR)/oci-mainpid/podman-pause
 	$(INSTALL) -D -m 755 bin/oci-mainpid $(DESTDIR)$(BINDIR)/oci-mainpid
 	$(INSTALL) -d $(DESTDIR)$(SYSTEMDDIR)/system-generators $(DESTDIR)$(HOOK_DIR)
 	ln -srf $(DESTDIR)$(BINDIR)/oci-mainpid $(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator
@@ -80,6 +81,7 @@ uninstall:
 	rm -f $(DESTDIR)$(HOOK_BIN_DIR)/oci-mainpid-hook \
 		$(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json \
 		$(DESTDIR)$(LIBEXECDIR)/oci-mainpid/notify-mainpid \
+		$(DESTDIR)$(LIBEXECDIR)/oci-mainpid/podman-pause \
 		$(DESTDIR)$(BINDIR)/oci-mainpid \
 		$(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator \
 		$(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf \

@@ -276,8 +276,8 @@ func (d *deriver) delivery(serviceType string) (how delivery, err error) {
 	// from conmon, so that it must still be there when conmon is verified.
 	old := d.SystemdVersion > 0 && d.SystemdVersion < openFileVersion
 	how.handshake = !notifies || d.Cgroup == User || old && sdnotify == "conmon"
-	if d.known && !how.handshake {
-		how.warmUp = strings.TrimSpace(d.base) + " unshare true"
+	if d.known {
+		how.podman = strings.TrimSpace(d.base)
 	}
 	how.openFile = d.SystemdVersion >= openFileVersion && !IsTemplate(d.Name) && len(d.Sockets) == 0
 	return how, nil

@@ -148,8 +148,9 @@ func (d *Dropin) WriteNew(dir string) error {
 
 // Programs are the paths of what the drop-ins run.
 type Programs struct {
-	// OCIMainPID is oci-mainpid itself, NotifyMainPID the helper.
-	OCIMainPID, NotifyMainPID string
+	// OCIMainPID is oci-mainpid itself, NotifyMainPID the helper, PodmanPause
+	// what the user runs before podman.
+	OCIMainPID, NotifyMainPID, PodmanPause string
 }
 
 // FindPrograms derives the paths from where the running program is installed,
@@ -166,6 +167,7 @@ func FindPrograms() Programs {
 	return Programs{
 		OCIMainPID:    self,
 		NotifyMainPID: filepath.Join(prefix, "libexec/oci-mainpid/notify-mainpid"),
+		PodmanPause:   filepath.Join(prefix, "libexec/oci-mainpid/podman-pause"),
 	}
 }
 
@@ -216,11 +218,11 @@ type delivery struct {
 	openFile bool
 	// handshake: the hook waits for the result, and podman for the hook.
 	handshake bool
-	// warmUp makes the user's pause process. Without one podman forks to enter its
-	// user namespace, and the child sends READY=1 and MAINPID= just before it
-	// ends: where it is gone before systemd looks, systemd cannot tell whose
-	// message it was, and drops it.
-	warmUp string
+	// podman is the command line up to the subcommand, whose pause process
+	// must be there. Without one podman forks to enter its user namespace, and the
+	// child sends READY=1 and MAINPID= just before it ends: where it is gone before
+	// systemd looks, systemd cannot tell whose message it was, and drops it.
+	podman string
 	// kube: the main process must be the service container's conmon.
 	kube bool
 }
@@ -265,8 +267,8 @@ func (d *Dropin) mainPID(a Account, p Programs, how delivery, postStart, postSto
 		// first: TimeoutStartSec= bounds that.
 		notify += " --timeout=infinity"
 	}
-	if how.warmUp != "" {
-		d.set("ExecStartPre", "-"+how.warmUp)
+	if how.podman != "" {
+		d.set("ExecStartPre", "-"+quoteArgument(p.PodmanPause)+" "+how.podman)
 	}
 	d.set("ExecStartPre", prepare+operands)
 	d.setFirst("ExecStartPost", notify+operands, postStart)
