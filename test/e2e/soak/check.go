@@ -1,0 +1,166 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// runDir is where the mainpid and result files are.
+const runDir = "/run/oci-mainpid"
+
+// violation is an invariant that does not hold.
+type violation struct {
+	unit *unit // nil: the machine's
+	what string
+}
+
+func (v violation) String() string {
+	if v.unit == nil {
+		return v.what
+	}
+	return v.unit.Name + ": " + v.what
+}
+
+// check returns what does not hold of the machine, whose units are settled.
+func (d *driver) check(states map[string]state) []violation {
+	all := processes(d.trap)
+	var wrong []violation
+	idle := map[string]bool{}
+	for _, a := range d.fleet.Users {
+		idle[a.Name] = true
+	}
+	for _, u := range d.fleet.Units {
+		say := func(format string, args ...any) {
+			wrong = append(wrong, violation{u, fmt.Sprintf(format, args...)})
+		}
+		s := states[u.Name]
+		switch s.active {
+		case "active":
+			idle[u.User] = false
+			if err := checkMain(u, s, all); err != nil {
+				say("%v: %v", s, err)
+			}
+		case "inactive", "failed":
+			for _, p := range all {
+				if p.unit == u.Name {
+					say("%s, and there is still %v", s.active, p)
+				}
+			}
+			if _, err := os.Lstat(filepath.Join(runDir, u.Name)); err == nil {
+				say("%s, and there is still %s/%s", s.active, runDir, u.Name)
+			}
+		default:
+			say("remains %v", s)
+		}
+	}
+	for _, p := range all {
+		i := slices.IndexFunc(d.fleet.Users, func(a *account) bool { return a.UID == p.uid })
+		if i >= 0 && idle[d.fleet.Users[i].Name] && !p.pause() && !p.manager() {
+			wrong = append(wrong, violation{nil, fmt.Sprintf("no unit of %s is active, and there is still %v", d.fleet.Users[i].Name, p)})
+		}
+	}
+	entries, _ := os.ReadDir(runDir)
+	for _, e := range entries {
+		if states[e.Name()].active == "" {
+			wrong = append(wrong, violation{nil, fmt.Sprintf("%s/%s belongs to no unit", runDir, e.Name())})
+		}
+	}
+	return wrong
+}
+
+// checkMain checks that the main process of an active unit is the conmon of its
+// own container, which lives.
+func checkMain(u *unit, s state, all map[int]process) error {
+	main, ok := all[s.mainPID]
+	if !ok {
+		return fmt.Errorf("the main process does not live")
+	}
+	if main.uid != u.user.UID {
+		return fmt.Errorf("the main process is %v, not %s's", main, u.User)
+	}
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", main.pid))
+	if err != nil || exe != programs["conmon"] {
+		return fmt.Errorf("the main process executes %s (%v)", exe, err)
+	}
+	c, _ := readConmon(main.pid)
+	if main.unit != u.Name || main.invocation != s.invocation || !strings.HasSuffix(c.name, u.Container) {
+		return fmt.Errorf("the main process is conmon of %s, of %s with invocation ID %s", c.name, main.unit, main.invocation)
+	}
+	if pid := readPID(c.conmonPIDFile); pid != main.pid {
+		return fmt.Errorf("podman has %d for its conmon", pid)
+	}
+	if payload, ok := all[readPID(c.pidFile)]; !ok || payload.parent != main.pid {
+		return fmt.Errorf("conmon's container, process %d, is %v with parent %d", readPID(c.pidFile), payload, payload.parent)
+	}
+	for _, p := range all {
+		if p.unit != u.Name || p.pid == main.pid {
+			continue
+		}
+		if other, ok := readConmon(p.pid); ok && p.parent == 1 && strings.HasSuffix(other.name, u.Container) {
+			return fmt.Errorf("a second conmon: %v", p)
+		}
+	}
+	return nil
+}
+
+func readPID(path string) int {
+	text, _ := os.ReadFile(path)
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return pid
+}
+
+// expected returns what should have become of the units of a step but has not.
+// Bystanders are as before unless the fault was of the whole machine's or user's.
+func (d *driver) expected(s *step, before, after map[string]state) []violation {
+	var wrong []violation
+	families := map[string]bool{}
+	for _, u := range s.units {
+		families[u.Family] = true
+		was, is := before[u.Name], after[u.Name]
+		say := func(want string) {
+			wrong = append(wrong, violation{u, fmt.Sprintf("was %v, is %v, not %s", was, is, want)})
+		}
+		back := u.Restart == "always" && u.Family == u.Name && !s.surroundings()
+		switch {
+		case s.starts() && (s.fault == noFault || back):
+			if is.active != "active" {
+				say("active")
+			}
+		case s.fault != noFault:
+		case s.action == "stop" && was.active == "active":
+			if is.active != "inactive" || is.result != "success" {
+				say("inactive with success")
+			}
+		case s.action == "restart" && is.invocation == was.invocation:
+			say("started anew")
+		case u.Family != u.Name || was.active != "active":
+		case s.action == "podman stop" && u.Restart != "always":
+			if is.active != "inactive" || is.result != "success" {
+				say("inactive with success")
+			}
+		case s.action == "podman kill" && u.Restart == "no":
+			if is.active != "failed" {
+				say("failed")
+			}
+		case u.Restart == "always" && s.action != "stop",
+			s.action == "podman kill":
+			if is.active != "active" {
+				say("active")
+			}
+		}
+	}
+	switch s.fault {
+	case noFault, faultSignal, faultMain, faultReexec, faultReload, faultRlimit, faultMemory:
+		for _, u := range d.fleet.Units {
+			was, is := before[u.Name], after[u.Name]
+			if !families[u.Family] && (was.active != is.active || was.mainPID != is.mainPID) {
+				wrong = append(wrong, violation{u, fmt.Sprintf("had no part in this, was %v, is %v", was, is)})
+			}
+		}
+	}
+	return wrong
+}
