@@ -40,7 +40,7 @@ export CGO_ENABLED := 0
 PROGRAMS := oci-mainpid-hook notify-mainpid podman-pause oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
 
-.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit e2e attack matrix check fuzz bench clean
+.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit e2e attack matrix soak check fuzz bench clean
 all: build man
 
 # The same source makes the same bytes anywhere: make reproducible. What git says
@@ -158,6 +158,12 @@ attack: build man
 # Every combination of kind, Cgroup=, notification, runtime and history.
 matrix: build man
 	$(GO) test -tags e2e -count=1 -timeout 90m ./test/e2e -run '^TestMatrix$$' -matrix=0 -v
+
+# SOAK steps on each of the two stacks, in each of which something goes wrong by
+# chance, and 200 units at once, with the project and without.
+SOAK ?= 1000
+soak: build man
+	$(GO) test -tags e2e -count=1 -timeout 6h ./test/e2e -run '^TestSoak$$|^TestManyAtOnce$$' -soak=$(SOAK) -many=200 -many-rounds=3 -v
 
 unit:
 	$(GO) test ./...

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // runDir is where the mainpid and result files are.
@@ -113,6 +115,46 @@ func readPID(path string) int {
 	return pid
 }
 
+// A remnant is what an inactive unit leaves behind where nothing on the machine
+// could help it, see docs/facts.md. It is counted, and removed, as an
+// administrator would.
+const (
+	remnantFiles = "files of a unit whose notify-mainpid --forget was killed or could not be started"
+	remnantInit  = "a container that was made and never started, of a podman or conmon that was killed meanwhile"
+)
+
+// remove removes the remnants that a step may leave, and reports whether there
+// were any.
+func (d *driver) remove(s *step) bool {
+	removed := false
+	helperFails := s.fault == faultPIDs || s.program == "notify-mainpid" && (s.fault == faultSignal || s.fault == faultRlimit || s.fault == faultMemory)
+	makerFails := s.fault != noFault && s.fault != faultReload && s.fault != faultReexec && s.fault != faultUserRun && s.fault != faultRun || strings.HasPrefix(s.action, "systemctl kill")
+	states, _, err := d.manager.states(d.fleet.names())
+	if err != nil {
+		return false
+	}
+	all := processes(d.trap)
+	for _, u := range d.fleet.Units {
+		if active := states[u.Name].active; active != "inactive" && active != "failed" {
+			continue
+		}
+		dir := filepath.Join(runDir, u.Name)
+		if _, err := os.Lstat(dir); err == nil && helperFails && os.RemoveAll(dir) == nil {
+			d.remnants[remnantFiles]++
+			removed = true
+		}
+		for _, p := range all {
+			// The runtime, which waits to be told to execute the container's program.
+			waits := strings.HasPrefix(p.name, programs["crun"]) || strings.Contains(p.name, "runc init")
+			if p.unit == u.Name && makerFails && waits && containerCgroup.MatchString(p.cgroup) && unix.Kill(p.pid, unix.SIGKILL) == nil {
+				d.remnants[remnantInit]++
+				removed = true
+			}
+		}
+	}
+	return removed
+}
+
 // expected returns what should have become of the units of a step but has not.
 // Bystanders are as before unless the fault was of the whole machine's or user's.
 func (d *driver) expected(s *step, before, after map[string]state) []violation {
@@ -124,7 +166,12 @@ func (d *driver) expected(s *step, before, after map[string]state) []violation {
 		say := func(want string) {
 			wrong = append(wrong, violation{u, fmt.Sprintf("was %v, is %v, not %s", was, is, want)})
 		}
-		back := u.Restart == "always" && u.Family == u.Name && !s.surroundings()
+		back := u.Restart == "always" && !s.surroundings()
+		if u.Family != u.Name {
+			// podman stops a pod when its last container stops, and with the pod
+			// the unit that was about to start the container again.
+			continue
+		}
 		switch {
 		case s.starts() && (s.fault == noFault || back):
 			if is.active != "active" {
@@ -137,7 +184,7 @@ func (d *driver) expected(s *step, before, after map[string]state) []violation {
 			}
 		case s.action == "restart" && is.invocation == was.invocation:
 			say("started anew")
-		case u.Family != u.Name || was.active != "active":
+		case was.active != "active":
 		case s.action == "podman stop" && u.Restart != "always":
 			if is.active != "inactive" || is.result != "success" {
 				say("inactive with success")

@@ -28,6 +28,14 @@ type injection struct {
 	undo func() error
 }
 
+// came notes that the moment of the fault has come, and whether it did anything.
+func (in *injection) came(did bool) {
+	in.outcome.Store(tooLate)
+	if did {
+		in.outcome.Store(hit)
+	}
+}
+
 // inject arms the fault of a step, or makes the surroundings bad.
 func (d *driver) inject(s *step) (*injection, error) {
 	in := &injection{undo: func() error { return nil }}
@@ -38,10 +46,7 @@ func (d *driver) inject(s *step) (*injection, error) {
 		in.over = append(in.over, done)
 		run := func() {
 			defer close(done)
-			in.outcome.Store(tooLate)
-			if act() {
-				in.outcome.Store(hit)
-			}
+			in.came(act())
 		}
 		set(func(int) {
 			if s.delay == 0 {
@@ -56,12 +61,7 @@ func (d *driver) inject(s *step) (*injection, error) {
 	case faultSignal:
 		set(func(pid int) {
 			pid = aim(s, pid)
-			signalAfter(pid, s.delay, s.signal, func(there bool) {
-				in.outcome.Store(tooLate)
-				if there {
-					in.outcome.Store(hit)
-				}
-			})
+			signalAfter(pid, s.delay, s.signal, in.came)
 			if s.signal == unix.SIGSTOP {
 				signalAfter(pid, s.delay+s.pause, unix.SIGCONT, func(bool) {})
 			}
@@ -94,9 +94,7 @@ func (d *driver) inject(s *step) (*injection, error) {
 		set(func(pid int) {
 			pid = aim(s, pid)
 			limit := unix.Rlimit{Cur: uint64(s.amount), Max: uint64(s.amount)}
-			if unix.Prlimit(pid, unix.RLIMIT_AS, &limit, nil) == nil {
-				in.outcome.Store(hit)
-			}
+			in.came(unix.Prlimit(pid, unix.RLIMIT_AS, &limit, nil) == nil)
 		})
 	case faultMemory:
 		if d.memory == "" {
@@ -111,9 +109,7 @@ func (d *driver) inject(s *step) (*injection, error) {
 		}
 		set(func(pid int) {
 			pid = aim(s, pid)
-			if os.WriteFile(dir+"/cgroup.procs", []byte(fmt.Sprint(pid)), 0) == nil {
-				in.outcome.Store(hit)
-			}
+			in.came(os.WriteFile(dir+"/cgroup.procs", []byte(fmt.Sprint(pid)), 0) == nil)
 		})
 		in.undo = func() error { return d.leaveMemory(dir) }
 	case faultRun:

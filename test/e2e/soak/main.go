@@ -47,6 +47,8 @@ type driver struct {
 	seed    uint64
 	history []string
 	tally   map[string]*tally
+	// remnants counts what was removed, see remove.
+	remnants map[string]int
 	// before are the processes that were there, see strangers.
 	before map[string]int
 }
@@ -68,7 +70,7 @@ func run(fleetFile string, seed uint64, from, steps int, goOn bool) error {
 	if err != nil {
 		return err
 	}
-	d := &driver{seed: seed, fleet: fleet, tally: map[string]*tally{}, memory: mountMemory()}
+	d := &driver{seed: seed, fleet: fleet, tally: map[string]*tally{}, remnants: map[string]int{}, memory: mountMemory()}
 	if d.trap, err = newTrap(); err != nil {
 		return err
 	}
@@ -154,6 +156,9 @@ func (d *driver) do(s *step, before map[string]state) (map[string]state, string,
 		return before, "", []violation{{nil, err.Error()}}
 	}
 	after, wrong := d.settle()
+	if len(wrong) > 0 && in.outcome.Load() == hit && d.remove(s) {
+		after, wrong = d.settle()
+	}
 	d.count(s, in.outcome.Load())
 	if in.outcome.Load() != hit {
 		s.fault = noFault
@@ -305,6 +310,9 @@ func (d *driver) summary() {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\n", kind, t.tried, t.reached, t.hit)
 	}
 	w.Flush()
+	for what, n := range d.remnants {
+		fmt.Printf("%d times removed: %s\n", n, what)
+	}
 }
 
 // report prints what is wrong, and what there is to find out why.
