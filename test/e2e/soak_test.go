@@ -130,7 +130,7 @@ func (m machine) fleet() fleet {
 		{one, "one-user", "user", "no"},
 		{two, "two-mixed", "mixed", "no"},
 		{two, "two-user", "user", "always"},
-		{two, "two-service", "service", "no"},
+		{two, "two-split", "service", "no"},
 	} {
 		quadlet(c.user, c.name+".container", container(c.name), c.mode, c.restart)
 		add(c.user, c.name+".service", c.name, c.restart)
