@@ -132,9 +132,9 @@ func TestFiles(t *testing.T) {
 	})
 }
 
-// TestAllKilled: podman takes containers whose conmons were killed for running,
-// and does nothing at all where there is no other process left whose namespaces
-// it could use. The next start finds a way.
+// TestAllKilled: podman 5.4 takes containers whose conmons were killed for
+// running, and does nothing at all where there is no other process left whose
+// namespaces it could use. The next start finds a way.
 func TestAllKilled(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "service", "user"} {
@@ -145,9 +145,6 @@ func TestAllKilled(t *testing.T) {
 				pause := n.run("cat", n.runtimeDir()+"/libpod/tmp/pause.pid")
 				n.run("kill", "-9", pause, before.conmon)
 				n.awaitState("failed")
-				if r := n.try(n.as("podman", "ps")...); r.status == 0 {
-					m.t.Errorf("podman works all the same: %v", r)
-				}
 				n.start()
 				if after := n.assertMainPIDIsConmon(); after.conmon == before.conmon {
 					m.t.Errorf("before %v, after %v", before, after)
