@@ -69,6 +69,8 @@ install: build man completions
 	chmod 644 $(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json
 	$(INSTALL) -D -m 644 tmpfiles.d/oci-mainpid.conf $(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf
 	$(INSTALL) -D -m 644 systemd/run-oci-mainpid.mount '$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)'
+	sed 's|/usr/libexec|$(LIBEXECDIR)|' systemd/oci-mainpid-pause@.service > $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
+	chmod 644 $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
 	$(INSTALL) -d $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants
 	ln -sf '../$(RUN_MOUNT)' $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/
 	$(INSTALL) -D -m 644 catalog/oci-mainpid.catalog $(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog
@@ -85,6 +87,7 @@ uninstall:
 		$(DESTDIR)$(BINDIR)/oci-mainpid \
 		$(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator \
 		$(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf \
+		$(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service \
 		'$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)' '$(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/$(RUN_MOUNT)' \
 		$(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog \
 		$(DESTDIR)$(BASHCOMPDIR)/oci-mainpid $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid $(DESTDIR)$(FISHCOMPDIR)/oci-mainpid.fish

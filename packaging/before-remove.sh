@@ -10,3 +10,4 @@ for directory in /run/oci-mainpid/*/; do
 	unit=${directory#/run/oci-mainpid/}
 	systemctl stop -- "${unit%/}" || :
 done
+systemctl stop 'oci-mainpid-pause@*.service' || :

@@ -135,7 +135,7 @@ func compare(t *testing.T, unit, dropin *Unit, cgroup Cgroup) {
 		for _, line := range merged.List("Service", key) {
 			line = strings.Replace(line, "/usr/bin/env -u OCI_MAINPID_FILE -u OCI_MAINPID_RESULT ", "", 1)
 			line = strings.Replace(line, "/usr/bin/systemd-run --user --scope --quiet ", "", 1)
-			if !strings.Contains(line, testPrograms.NotifyMainPID) && !strings.Contains(line, testPrograms.PodmanPause) {
+			if !strings.Contains(line, testPrograms.NotifyMainPID) {
 				got = append(got, normalized(t, line, runtimeDir))
 			}
 		}
@@ -218,7 +218,7 @@ func TestCorpusVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	services, dropins, _ := testGenerator(t, quadlet, dir, Programs{self, self, self})
+	services, dropins, _ := testGenerator(t, quadlet, dir, Programs{self, self})
 	write(t, dir+"/complained-about.container", "[Container]\nImage=localhost/x\n[Service]\nNoSuchSetting=1\n")
 	verify := func(name string, write func(dir string)) (complaints map[string]bool) {
 		out := filepath.Join(t.TempDir(), name)

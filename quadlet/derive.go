@@ -126,7 +126,6 @@ type deriver struct {
 	changed map[string]bool
 
 	main podman // of ExecStart=
-	base string // that line up to the subcommand
 	// known: ExecStart= is a podman that starts a container.
 	// creates: and one that has --cgroups.
 	known, creates bool
@@ -179,7 +178,6 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 		switch {
 		case key == "ExecStart":
 			d.main = p
-			d.base = line[c.path.start:p.verbStart]
 			d.known = d.known || p.starts()
 			if d.known && p.creates() {
 				d.creates = true
@@ -276,9 +274,7 @@ func (d *deriver) delivery(serviceType string) (how delivery, err error) {
 	// from conmon, so that it must still be there when conmon is verified.
 	old := d.SystemdVersion > 0 && d.SystemdVersion < openFileVersion
 	how.handshake = !notifies || d.Cgroup == User || old && sdnotify == "conmon"
-	if d.known {
-		how.podman = strings.TrimSpace(d.base)
-	}
+	how.pause = d.known
 	how.openFile = d.SystemdVersion >= openFileVersion && !IsTemplate(d.Name) && len(d.Sockets) == 0
 	return how, nil
 }

@@ -15,7 +15,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 var (
 	web          = Account{"web", 1000}
-	testPrograms = Programs{"/usr/bin/oci-mainpid", "/usr/libexec/oci-mainpid/notify-mainpid", "/usr/libexec/oci-mainpid/podman-pause"}
+	testPrograms = Programs{"/usr/bin/oci-mainpid", "/usr/libexec/oci-mainpid/notify-mainpid"}
 )
 
 // detached is a command line that most cases can use.

@@ -148,9 +148,8 @@ func (d *Dropin) WriteNew(dir string) error {
 
 // Programs are the paths of what the drop-ins run.
 type Programs struct {
-	// OCIMainPID is oci-mainpid itself, NotifyMainPID the helper, PodmanPause
-	// what the user runs before podman.
-	OCIMainPID, NotifyMainPID, PodmanPause string
+	// OCIMainPID is oci-mainpid itself, NotifyMainPID the helper.
+	OCIMainPID, NotifyMainPID string
 }
 
 // FindPrograms derives the paths from where the running program is installed,
@@ -167,7 +166,6 @@ func FindPrograms() Programs {
 	return Programs{
 		OCIMainPID:    self,
 		NotifyMainPID: filepath.Join(prefix, "libexec/oci-mainpid/notify-mainpid"),
-		PodmanPause:   filepath.Join(prefix, "libexec/oci-mainpid/podman-pause"),
 	}
 }
 
@@ -218,11 +216,11 @@ type delivery struct {
 	openFile bool
 	// handshake: the hook waits for the result, and podman for the hook.
 	handshake bool
-	// podman is the command line up to the subcommand, whose pause process
-	// must be there. Without one podman forks to enter its user namespace, and the
-	// child sends READY=1 and MAINPID= just before it ends: where it is gone before
-	// systemd looks, systemd cannot tell whose message it was, and drops it.
-	podman string
+	// pause: the user's pause process must live before podman starts. Without one
+	// podman forks to enter its user namespace, and the child sends READY=1 and
+	// MAINPID= just before it ends: where it is gone before systemd looks, systemd
+	// cannot tell whose message it was, and drops it.
+	pause bool
 	// kube: the main process must be the service container's conmon.
 	kube bool
 }
@@ -242,8 +240,12 @@ func (d *Dropin) mainPID(a Account, p Programs, how delivery, postStart, postSto
 		environment = func(text string) string { return text }
 	}
 	// Where it does not exist or fails, the directory is in /run itself.
-	d.setUnit("Wants", runMount)
-	d.setUnit("After", runMount)
+	wanted := runMount
+	if how.pause {
+		wanted += " oci-mainpid-pause@" + strconv.Itoa(a.UID) + ".service"
+	}
+	d.setUnit("Wants", wanted)
+	d.setUnit("After", wanted)
 	helper := "+" + quoteArgument(p.NotifyMainPID)
 	uid := " --user=" + strconv.Itoa(a.UID)
 	operands := " --unit=" + name + " " + mainPID + " " + result
@@ -266,9 +268,6 @@ func (d *Dropin) mainPID(a Account, p Programs, how delivery, postStart, postSto
 		// The helper starts beside podman, which may have an image to pull
 		// first: TimeoutStartSec= bounds that.
 		notify += " --timeout=infinity"
-	}
-	if how.podman != "" {
-		d.set("ExecStartPre", "-"+quoteArgument(p.PodmanPause)+" "+how.podman)
 	}
 	d.set("ExecStartPre", prepare+operands)
 	d.setFirst("ExecStartPost", notify+operands, postStart)

@@ -61,7 +61,7 @@ func (p place) generate(args ...string) (stdout, stderr string, err error) {
 	cmd := newGenerateCommand(generation{
 		steps:       new(message.Log),
 		accounts:    quadlet.Accounts{Etc: p.path("etc"), Getent: "-"},
-		programs:    quadlet.Programs{OCIMainPID: "/usr/bin/oci-mainpid", NotifyMainPID: p.path("notify-mainpid"), PodmanPause: p.path("podman-pause")},
+		programs:    quadlet.Programs{OCIMainPID: "/usr/bin/oci-mainpid", NotifyMainPID: p.path("notify-mainpid")},
 		findQuadlet: func() (string, bool, error) { return p.path("quadlet"), false, nil },
 	})
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true

@@ -1,9 +1,10 @@
-// Command podman-pause is what a unit runs as its user, ExecStartPre=, so that
-// podman finds the user's namespaces: podman-pause(8).
+// Command podman-pause is what oci-mainpid-pause@UID.service runs as a user, so
+// that podman finds the user's namespaces: podman-pause(8).
 package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,15 +13,17 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/sdnotify"
 )
 
 const usage = `Usage: podman-pause PODMAN [OPTION…]
 
 Makes the pause process of the user's podman, with which all of the user's
-podmans share their namespaces, if there is none. PODMAN and its options are
-those with which the container will be run.
+podmans share their namespaces, whenever there is none.
 
 See podman-pause(8).
 `
@@ -30,13 +33,64 @@ func main() {
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
 	}
-	dir := os.Getenv("XDG_RUNTIME_DIR")
-	if pauses(dir) {
+	fmt.Fprintf(os.Stderr, "podman-pause: %v\n", run(os.Getenv("XDG_RUNTIME_DIR"), os.Args[1:]))
+	os.Exit(1)
+}
+
+// leastLife keeps this from making one pause process after another where each
+// ends at once.
+const leastLife = time.Second
+
+// run makes the pause process whenever there is none, until it cannot.
+func run(dir string, podman []string) error {
+	if dir == "" {
+		return errors.New("XDG_RUNTIME_DIR is not set")
+	}
+	for ready := false; ; {
+		pidfd, err := openPause(dir)
+		if err != nil {
+			return err
+		}
+		if pidfd < 0 {
+			if err := makePause(dir, podman); err != nil {
+				return err
+			}
+			if pidfd, err = openPause(dir); err != nil {
+				return err
+			}
+			if pidfd < 0 {
+				return fmt.Errorf("%s has made no pause process in %s", podman[0], filepath.Join(dir, podmanDir))
+			}
+		}
+		if !ready {
+			tellReady()
+			ready = true
+		}
+		since := time.Now()
+		poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+		for {
+			if _, err = unix.Poll(poll, -1); err != unix.EINTR {
+				break
+			}
+		}
+		unix.Close(pidfd)
+		if err != nil {
+			return fmt.Errorf("poll: %w", err)
+		}
+		time.Sleep(leastLife - time.Since(since))
+	}
+}
+
+// tellReady tells the service manager, if one asks, that units may start.
+func tellReady() {
+	client, err := sdnotify.FromEnvironment()
+	if err != nil {
 		return
 	}
-	if err := makePause(dir, os.Args[1:]); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := client.Send(ctx, sdnotify.Ready()); err != nil {
 		fmt.Fprintf(os.Stderr, "podman-pause: %v\n", err)
-		os.Exit(1)
 	}
 }
 
@@ -44,53 +98,53 @@ func main() {
 // the runtime directory.
 const podmanDir = "libpod/tmp"
 
-// pauses reports whether the pause process that podman would use lives. It is
-// all that most starts need, so it costs them one file and two links.
-func pauses(dir string) bool {
-	text, err := os.ReadFile(filepath.Join(dir, podmanDir, "pause.pid"))
+// openPause returns a pidfd of the pause process that podman would use, -1 where
+// there is none.
+func openPause(dir string) (pidfd int, err error) {
+	path := filepath.Join(dir, podmanDir, "pause.pid")
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return -1, nil
+	}
 	if err != nil {
-		return false
+		return -1, err
 	}
 	pid, err := strconv.Atoi(string(bytes.TrimSpace(text)))
 	if err != nil || pid <= 0 {
-		return false
+		return -1, nil // podman makes it anew, too
+	}
+	pidfd, err = unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1, nil
 	}
 	// Another process that has the PID now is, most likely, in the same user
 	// namespace as this one, which is none that podman could use.
 	its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/user", pid))
-	if err != nil {
-		return false
+	if err == nil {
+		var own string
+		if own, err = os.Readlink("/proc/self/ns/user"); err == nil && its != own {
+			return pidfd, nil
+		}
 	}
-	own, err := os.Readlink("/proc/self/ns/user")
-	return err == nil && its != own
+	unix.Close(pidfd)
+	return -1, nil
 }
 
-// makePause has podman make the pause process, one unit of the user's after
-// another.
+// invalidStatus is what podman says where it takes containers for running whose
+// conmons, and the pause process with them, were killed.
+const invalidStatus = "invalid internal status"
+
+// makePause has podman make the pause process.
 func makePause(dir string, podman []string) error {
-	// The directory itself is what there is at any time to lock.
-	lock, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("runtime directory: %w", err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", dir, err)
-	}
-	if pauses(dir) {
-		return nil
-	}
 	out, err := unshare(podman)
 	if err == nil {
 		return nil
 	}
-	if alive, findErr := conmonLives(); alive || findErr != nil {
+	if alive, findErr := conmonLives(); alive || findErr != nil || !bytes.Contains(out, []byte(invalidStatus)) {
 		return errors.Join(fmt.Errorf("%s: %w: %s", strings.Join(podman, " "), err, out), findErr)
 	}
-	// podman has containers that it takes for running, looks for the namespaces
-	// of one of their conmons, and gives up where all were killed, and the pause
-	// process with them. Of podman's nothing runs then, and what containers have
-	// left behind in their scopes will be nobody's.
+	// Of podman's nothing runs, and what containers have left behind in their
+	// scopes will be nobody's.
 	kill := exec.Command("systemctl", "--user", "kill", "--signal=KILL", "libpod-*.scope")
 	if out, err := kill.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", strings.Join(kill.Args, " "), err, bytes.TrimSpace(out))

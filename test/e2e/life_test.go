@@ -134,7 +134,7 @@ func TestFiles(t *testing.T) {
 
 // TestAllKilled: podman 5.4 takes containers whose conmons were killed for
 // running, and does nothing at all where there is no other process left whose
-// namespaces it could use. The next start finds a way.
+// namespaces it could use. podman-pause finds a way.
 func TestAllKilled(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "service", "user"} {
@@ -142,9 +142,11 @@ func TestAllKilled(t *testing.T) {
 				n := m.user().unit(service{mode: mode})
 				n.start()
 				before := n.assertMainPIDIsConmon()
-				pause := n.run("cat", n.runtimeDir()+"/libpod/tmp/pause.pid")
-				n.run("kill", "-9", pause, before.conmon)
+				pause := func() string { return n.try("cat", n.runtimeDir()+"/libpod/tmp/pause.pid").stdout }
+				killed := pause()
+				n.run("kill", "-9", killed, before.conmon)
 				n.awaitState("failed")
+				n.await("there is another pause process", soon, func() bool { return pause() != "" && pause() != killed })
 				n.start()
 				if after := n.assertMainPIDIsConmon(); after.conmon == before.conmon {
 					m.t.Errorf("before %v, after %v", before, after)

@@ -62,7 +62,7 @@ func TestManyAtOnce(t *testing.T) {
 				sed "s/$1-/$2-/g; s/$1[.]target/$2.target/" "$unit" >"$3/$other"
 				mkdir -p "$3/$other.d"
 				sed "s/$1-/$2-/g" "$unit.d/50-oci-mainpid.conf" |
-					grep -v -e notify-mainpid -e podman-pause -e OCI_MAINPID -e ^OpenFile= -e ^UnsetEnvironment= >"$3/$other.d/50-user.conf"
+					grep -v -e notify-mainpid -e run-oci -e OCI_MAINPID -e ^OpenFile= -e ^UnsetEnvironment= >"$3/$other.d/50-user.conf"
 			done
 			for set in "$1" "$2"; do
 				{ echo [Unit]; for i in $(seq 0 $(($4 - 1))); do echo "Wants=$set-$i.service"; done; } >"$3/$set.target"

@@ -95,7 +95,7 @@ func readProcess(pid int, t *trap) (process, bool) {
 // pause reports whether the process is what keeps a user's namespaces, which
 // outlives all containers.
 func (p process) pause() bool {
-	return strings.HasPrefix(p.name, "catatonit -P") || strings.Contains(p.cgroup, "/podman-pause-")
+	return strings.HasPrefix(p.name, "catatonit -P") || strings.Contains(p.cgroup, "/podman-pause-") || strings.Contains(p.cgroup, "/oci-mainpid-pause@")
 }
 
 // manager reports whether the process is the user's manager, its helper or
