@@ -214,6 +214,10 @@ func parse(args []string) (config, error) {
 }
 
 func run(c config) error {
+	if c.action != "" {
+		// Half done is worse than a millisecond late.
+		signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
+	}
 	switch c.action {
 	case "version":
 		fmt.Println("notify-mainpid", version)
