@@ -151,7 +151,7 @@ demo: build man
 test: check fuzz reproducible e2e
 
 e2e: build man
-	$(GO) test -tags e2e -count=1 -timeout 60m -v ./sandbox ./test/e2e
+	$(GO) test -tags e2e -count=1 -timeout 60m -v -p 1 ./sandbox ./test/e2e
 
 # What the unit's user and its container may try, see SECURITY.md; more often than
 # e2e does where it is a race.

@@ -104,8 +104,9 @@ var notRun = map[page]map[string]string{
 		"make test    # all tests, on throw-away Debian machines":                      "is what runs this test",
 	},
 	"CONTRIBUTING.md": {
-		"go test -tags e2e ./test/e2e -stacks=trixie -run TestMainPID -v":        "is a part of what runs this test",
-		"go test -tags e2e ./test/e2e -stacks=forky -run TestStrangersPID -keep": "is a part of what runs this test",
+		"go test -tags e2e ./test/e2e -stacks=trixie -run TestMainPID -v":                                 "is a part of what runs this test",
+		"go test -tags e2e ./test/e2e -stacks=forky -run TestStrangersPID -keep":                          "is a part of what runs this test",
+		"go test -tags e2e ./test/e2e -stacks=trixie -run TestSoak -soak=200 -soak-seed=7 -soak-go-on -v": "is a part of what runs this test, and takes minutes",
 		"bin/sandbox shell m1": "wants a terminal and somebody who types",
 	},
 	"docs/selinux-apparmor.md": {
