@@ -289,7 +289,7 @@ var settings = map[page]setting{
 		// Not all of the files are there.
 		fails: failing{"as_web grep -rsn hooks_dir /etc/containers/containers.conf /etc/containers/containers.conf.d \\": 2},
 		before: map[string]func(r *reader, b block){
-			"journalctl -u web -b": func(r *reader, _ block) {
+			"journalctl -u web -b -x     # what was said, with explanations": func(r *reader, _ block) {
 				r.readmeUnit(webContainer)
 				r.systemctl("start", "web")
 			},
@@ -297,7 +297,7 @@ var settings = map[page]setting{
 			"Cgroup=service":                   func(r *reader, _ block) { r.tidy() },
 			"as_web podman system migrate": func(r *reader, b block) {
 				n := r.webOf("web.service", "systemd-web")
-				n.systemctl("stop", "web")
+				n.systemctl("stop", "web", "oci-mainpid-pause@"+n.uid)
 				n.run("sed", "-i", "/^web:/d", "/etc/subuid", "/etc/subgid")
 				n.podman("system", "migrate")
 				r.matches(b, n.try(n.as("podman", "info")...).stderr)
@@ -503,7 +503,7 @@ func (r *reader) accepted(files []string) {
 			r.systemctl("daemon-reload")
 			verify = r.property(path.Base(unit), "FragmentPath")
 		}
-		if res := r.try("systemd-analyze", "verify", verify); res.status != 0 || res.stderr != "" {
+		if res := r.try("systemd-analyze", "verify", "--man=no", verify); res.status != 0 || res.stderr != "" {
 			r.t.Errorf("%s: %v", f, res)
 		}
 	}

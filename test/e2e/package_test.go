@@ -98,7 +98,7 @@ func TestPackages(t *testing.T) {
 			m.t.Fatal(err)
 		}
 		// Every system has these, but for machines that are built without pages.
-		m.run("mkdir", "-p", "/usr/share/man/man1", "/usr/share/man/man5", "/usr/share/man/man8")
+		m.run("mkdir", "-p", "/usr/share/man/man1", "/usr/share/man/man5", "/usr/share/man/man7", "/usr/share/man/man8")
 		for _, p := range packagers {
 			m.subtest(p.kind, p.test)
 			if p.kind == "deb" {

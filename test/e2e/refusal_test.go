@@ -228,7 +228,7 @@ func (u user) in(m machine) user {
 func (n unit) keepResult() string {
 	n.t.Helper()
 	kept := "/run/kept-" + n.name
-	n.dropin(40, fmt.Sprintf("[Service]\nExecStopPost=+/bin/cp %s %s\n", n.resultFile(), kept))
+	n.editDropin(`(?m)^ExecStopPost=-\+`, fmt.Sprintf("ExecStopPost=+/bin/cp %s %s\nExecStopPost=-+", n.resultFile(), kept))
 	return kept
 }
 
@@ -301,7 +301,7 @@ func TestBadMainPIDFile(t *testing.T) {
 func TestBadFilesOfRoots(t *testing.T) {
 	cases := []struct{ name, script, reason string }{
 		{"directory", `rm $1; mkdir $1`, `open (mainpid file )?MAINPID: (not a regular file|is a directory)`},
-		{"link", `rm $1; echo 1 >/run/elsewhere; ln -s /run/elsewhere $1`, `open MAINPID: (a symbolic link is not followed|too many levels of symbolic links)`},
+		{"link", `rm $1; echo 1 >/run/linked-to; ln -s /run/linked-to $1`, `open MAINPID: (a symbolic link is not followed|too many levels of symbolic links)`},
 		{"fifo", `rm $1; mkfifo -m 666 $1`, `open (mainpid file )?MAINPID: (not a regular file|no such device or address)`},
 		{"missing", `rm $1`, `open MAINPID: no such file or directory`},
 		{"link-for-a-result", `rm $2; ln -s /etc/elsewhere $2`, `open RESULT: a symbolic link is not followed`},
@@ -325,7 +325,7 @@ func TestBadFilesOfRoots(t *testing.T) {
 				}
 			})
 		}
-		m.shell(`! [ -e /etc/elsewhere ] && [ "$(cat /run/elsewhere)" = 1 ]`)
+		m.shell(`! [ -e /etc/elsewhere ] && [ "$(cat /run/linked-to)" = 1 ]`)
 	})
 }
 

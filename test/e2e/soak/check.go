@@ -121,6 +121,7 @@ func readPID(path string) int {
 const (
 	remnantFiles = "files of a unit whose notify-mainpid --forget was killed or could not be started"
 	remnantInit  = "a container that was made and never started, of a podman or conmon that was killed meanwhile"
+	remnantRuns  = "a process of a container that podman could not stop, because it got no PID"
 )
 
 // remove removes the remnants that a step may leave, and reports whether there
@@ -148,6 +149,9 @@ func (d *driver) remove(s *step) bool {
 			waits := strings.HasPrefix(p.name, programs["crun"]) || strings.Contains(p.name, "runc init")
 			if p.unit == u.Name && makerFails && waits && containerCgroup.MatchString(p.cgroup) && unix.Kill(p.pid, unix.SIGKILL) == nil {
 				d.remnants[remnantInit]++
+				removed = true
+			} else if p.unit == u.Name && s.fault == faultPIDs && unix.Kill(p.pid, unix.SIGKILL) == nil {
+				d.remnants[remnantRuns]++
 				removed = true
 			}
 		}
