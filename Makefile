@@ -166,7 +166,7 @@ matrix: build man
 # chance, and 200 units at once, with the project and without.
 SOAK ?= 1000
 soak: build man
-	$(GO) test -tags e2e -count=1 -timeout 6h ./test/e2e -run '^TestSoak$$|^TestManyAtOnce$$' -soak=$(SOAK) -many=200 -many-rounds=3 -v
+	$(GO) test -tags e2e -count=1 -timeout 6h ./test/e2e -run '^TestSoak$$|^TestManyAtOnce$$' -soak=$(SOAK) -soak-seed=$$(date +%s) -many=200 -many-rounds=3 -v
 
 unit:
 	$(GO) test ./...

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -92,10 +93,11 @@ func readProcess(pid int, t *trap) (process, bool) {
 	return p, true
 }
 
-// pause reports whether the process is what keeps a user's namespaces, which
-// outlives all containers.
+// pause reports whether the process is what keeps a user's namespaces, that of
+// the networks too: they are all containers' of the user, and outlive them.
 func (p process) pause() bool {
-	return strings.HasPrefix(p.name, "catatonit -P") || strings.Contains(p.cgroup, "/podman-pause-") || strings.Contains(p.cgroup, "/oci-mainpid-pause@")
+	return strings.HasPrefix(p.name, "catatonit -P") || slices.ContainsFunc([]string{"/podman-pause-", "/oci-mainpid-pause@", "/rootless-netns-"},
+		func(name string) bool { return strings.Contains(p.cgroup, name) })
 }
 
 // manager reports whether the process is the user's manager, its helper or
