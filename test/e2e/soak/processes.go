@@ -94,9 +94,10 @@ func readProcess(pid int, t *trap) (process, bool) {
 }
 
 // pause reports whether the process is what keeps a user's namespaces, that of
-// the networks too: they are all containers' of the user, and outlive them.
+// the networks with their name server too: they are all containers' of the user,
+// and outlive them.
 func (p process) pause() bool {
-	return strings.HasPrefix(p.name, "catatonit -P") || slices.ContainsFunc([]string{"/podman-pause-", "/oci-mainpid-pause@", "/rootless-netns-"},
+	return strings.HasPrefix(p.name, "catatonit -P") || strings.HasPrefix(p.name, "/usr/lib/podman/aardvark-dns") || slices.ContainsFunc([]string{"/podman-pause-", "/oci-mainpid-pause@", "/rootless-netns-"},
 		func(name string) bool { return strings.Contains(p.cgroup, name) })
 }
 
