@@ -75,7 +75,7 @@ func TestReadme(t *testing.T) {
 
 		serves := func(r *reader) {
 			t.Helper()
-			if got := r.run("curl", "--silent", "--fail", "http://localhost:8080/"); !strings.Contains(got, "Caddy") {
+			if got := r.run("curl", "--silent", "--fail", "--retry", "5", "--retry-all-errors", "http://localhost:8080/"); !strings.Contains(got, "Caddy") {
 				r.t.Errorf("the web server says %.200q", got)
 			}
 			web := user{machine: r.machine, name: "web", uid: r.run("id", "--user", "web")}
