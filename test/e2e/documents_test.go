@@ -264,7 +264,7 @@ var settings = map[page]setting{
 			"systemctl status site --no-pager": func(r *reader, _ block, _ string) {
 				n := r.webOf("site.service", "systemd-site")
 				n.assertMainPIDIsConmon()
-				r.run("curl", "--silent", "--fail", "http://localhost:8080/")
+				r.run("curl", "--silent", "--fail", "--retry", "5", "--retry-all-errors", "http://localhost:8080/")
 				want := "kept hello 33 33 secret"
 				got := n.podman("exec", n.container, "sh", "-c",
 					`echo $(cat /data/file /srv/index.html) $(stat -c %u /data/file /srv/index.html) $(cat /run/secrets/site-password)`)
@@ -274,7 +274,7 @@ var settings = map[page]setting{
 			},
 			"sysctl -p /etc/sysctl.d/50-ports.conf": func(r *reader, _ block, _ string) {
 				r.systemctl("restart", "site")
-				r.run("curl", "--silent", "--fail", "http://localhost/")
+				r.run("curl", "--silent", "--fail", "--retry", "5", "--retry-all-errors", "http://localhost/")
 			},
 			"#!/bin/sh": func(r *reader, _ block, _ string) {
 				r.run("systemd-analyze", "verify", unitDir+"/auto-update-for@.service", unitDir+"/auto-update-for@.timer")
