@@ -108,7 +108,7 @@ func FuzzQuote(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		if strings.ContainsRune(text, 0) {
-			t.Skip("no argument holds a NUL")
+			return // no argument holds a NUL
 		}
 		for _, q := range []struct {
 			name, line string

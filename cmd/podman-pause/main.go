@@ -33,7 +33,9 @@ func main() {
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
 	}
-	fmt.Fprintf(os.Stderr, "podman-pause: %v\n", run(os.Getenv("XDG_RUNTIME_DIR"), os.Args[1:]))
+	err := run(os.Getenv("XDG_RUNTIME_DIR"), os.Args[1:])
+	// podman's own words may be several lines.
+	fmt.Fprintf(os.Stderr, "podman-pause: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 	os.Exit(1)
 }
 
