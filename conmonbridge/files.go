@@ -71,7 +71,8 @@ func removeEmpty(path string) error {
 }
 
 // openResult opens the result file for writing, and makes it where it is
-// missing. Nobody but root may be able to write it.
+// missing. Nobody but root may be able to write it. Until the file is closed it
+// is locked and says resultWaiting, unless somebody else has a lock on it.
 func openResult(path string) (*os.File, error) {
 	f, err := openIn(path, unix.O_WRONLY|unix.O_CREAT, 0o644)
 	if err != nil {
@@ -89,6 +90,9 @@ func openResult(path string) (*os.File, error) {
 		err = errors.New("has a second name (hard link)")
 	case st.Size > 0: // truncating gives back what Prepare reserved
 		err = f.Truncate(0)
+	}
+	if err == nil && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		_, err = f.WriteAt([]byte(resultWaiting), 0)
 	}
 	if err != nil {
 		f.Close()

@@ -22,8 +22,8 @@ type Handover struct {
 // OpenHandover opens a unit's mainpid file, which must be there, and its
 // result file.
 //
-// The result file stays open until Answer or Close, so that a hook that
-// watches it learns of it too when this process is killed.
+// The result file stays open and locked until Answer or Close, so that a hook
+// that watches it, or comes later, learns of it too when this process is killed.
 func OpenHandover(mainPIDFile, resultFile string) (*Handover, error) {
 	mainPID, err := openMainPID(mainPIDFile)
 	if err != nil {
@@ -105,7 +105,7 @@ func (h *Handover) Answer(err error) error {
 	if err != nil {
 		text = fmt.Sprintf("%s%.2000s\n", resultError, strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
-	_, writeErr := h.result.WriteString(text)
+	_, writeErr := h.result.WriteAt([]byte(text), 0)
 	if closeErr := h.result.Close(); writeErr == nil {
 		writeErr = closeErr
 	}
@@ -115,9 +115,12 @@ func (h *Handover) Answer(err error) error {
 	return nil
 }
 
+// What a result file says; an empty one says that notify-mainpid has not begun.
+// Each overwrites resultWaiting as a whole.
 const (
-	resultOK    = "ok\n"
-	resultError = "error: "
+	resultWaiting = "\n" // whoever wrote it has an exclusive lock, flock(2)
+	resultOK      = "ok\n"
+	resultError   = "error: "
 )
 
 // ErrAnswer is an error that notify-mainpid wrote into the result file, and so
@@ -139,7 +142,7 @@ func WaitResult(path string, timeout time.Duration) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, fmt.Errorf("nothing came within %v", timeout))
 	defer cancel()
-	for closed := false; ; closed = true {
+	for ended := false; ; ended = true {
 		b, err := readBounded(path, 4096)
 		switch text := string(b); {
 		case err != nil:
@@ -148,13 +151,26 @@ func WaitResult(path string, timeout time.Duration) error {
 			return nil
 		case strings.HasPrefix(text, resultError) && strings.HasSuffix(text, "\n"):
 			return fmt.Errorf("%w: %s", ErrAnswer, strings.TrimSpace(strings.TrimPrefix(text, resultError)))
-		case closed:
+		case ended:
 			return fmt.Errorf("notify-mainpid ended without an answer in %s", path)
+		case text == resultWaiting && !isLocked(path):
+			continue // it may have answered just now
 		}
 		if _, err := w.wait(ctx, -1); err != nil {
 			return fmt.Errorf("no answer of notify-mainpid in %s: %w", path, err)
 		}
 	}
+}
+
+// isLocked reports whether somebody has an exclusive lock on the file, flock(2);
+// also where that cannot be seen.
+func isLocked(path string) bool {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(fd)
+	return unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB) != nil
 }
 
 // watch waits for a change of one file (inotify(7)). Once that has come it does

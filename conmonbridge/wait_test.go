@@ -196,6 +196,42 @@ func TestWaitResultWithoutAnswer(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+	t.Run("notify-mainpid was killed before", func(t *testing.T) {
+		h, _, result := openHandover(t)
+		h.Close()
+		start := time.Now()
+		if err := WaitResult(result, 10*time.Second); err == nil || !strings.Contains(err.Error(), "without an answer") {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+	t.Run("a lock of somebody else's", func(t *testing.T) {
+		mainPID, result := prepared(t)
+		other, err := os.Open(result)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		if err := unix.Flock(int(other.Fd()), unix.LOCK_SH); err != nil {
+			t.Fatal(err)
+		}
+		h, err := OpenHandover(mainPID, result)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		go func() {
+			time.Sleep(50 * time.Millisecond)
+			other.Close() // notify-mainpid has no lock, and is alive
+			time.Sleep(50 * time.Millisecond)
+			h.Answer(nil)
+		}()
+		if err := WaitResult(result, 10*time.Second); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("the unit gives up", func(t *testing.T) {
 		mainPID, result := prepared(t)
 		forgotten := make(chan error)
