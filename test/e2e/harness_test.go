@@ -151,20 +151,24 @@ func onStacks(t *testing.T, test func(m machine)) {
 // machine has not got the product.
 func onFreshMachines(t *testing.T, test func(m machine)) {
 	for _, s := range stacks() {
-		t.Run(string(s.suite), func(t *testing.T) {
-			t.Parallel()
-			box, err := sandbox.Boot(interrupted, sandbox.Config{Suite: s.suite})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := box.PowerOff(context.Background()); err != nil {
-					t.Error(err)
-				}
-			})
-			test(machine{t, box})
-		})
+		s.onFreshMachine(t, test)
 	}
+}
+
+func (s *stack) onFreshMachine(t *testing.T, test func(m machine)) {
+	t.Run(string(s.suite), func(t *testing.T) {
+		t.Parallel()
+		box, err := sandbox.Boot(interrupted, sandbox.Config{Suite: s.suite})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := box.PowerOff(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+		test(machine{t, box})
+	})
 }
 
 // machine is a machine in the hands of one test.
