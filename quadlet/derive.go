@@ -346,7 +346,7 @@ func (d *deriver) advise() {
 		d.warn("podman start keeps the --cgroups= that the container was created with; Cgroup=%s needs %s", d.Cgroup, map[Cgroup]string{Mixed: "enabled", Service: "split", User: "no-conmon"}[d.Cgroup])
 	}
 	if !d.removed {
-		d.warn("neither ExecStop= nor ExecStopPost= stops the container: a failed start would leave it running; write ExecStopPost=podman rm -f -i NAME")
+		d.warn("neither ExecStop= nor ExecStopPost= stops the container: a failed start would leave it running; write ExecStopPost=-podman rm -f -i NAME")
 	}
 	if d.Cgroup != Service {
 		var limits []string

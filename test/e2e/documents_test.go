@@ -293,7 +293,7 @@ var settings = map[page]setting{
 				r.readmeUnit(webContainer)
 				r.systemctl("start", "web")
 			},
-			"ExecStopPost=podman rm -f -i web": func(r *reader, _ block) { r.tidy() },
+			"ExecStopPost=-podman rm -f -i web": func(r *reader, _ block) { r.tidy() },
 			"Cgroup=service":                   func(r *reader, _ block) { r.tidy() },
 			"as_web podman system migrate": func(r *reader, b block) {
 				n := r.webOf("web.service", "systemd-web")
@@ -366,14 +366,16 @@ var settings = map[page]setting{
 
 // TestPages types every command of every page, on a machine for each that is
 // set up by what the page itself says, and has systemd, Quadlet and the
-// generator accept every file. README.md is TestReadme's; what no test types is
-// in notRun.
+// generator accept every file. The pages take turns on the stacks: what they
+// show works on all, as the other tests see. README.md is TestReadme's; what no
+// test types is in notRun.
 func TestPages(t *testing.T) {
 	all, err := pages()
 	if err != nil {
 		t.Fatal(err)
 	}
 	had := map[page]map[string]bool{}
+	turn := 0
 	for _, p := range all {
 		blocks, err := p.blocks()
 		if err != nil {
@@ -397,6 +399,8 @@ func TestPages(t *testing.T) {
 		if !ok {
 			continue
 		}
+		stack := stacks()[turn%len(stacks())]
+		turn++
 		t.Run(path.Base(string(p)), func(t *testing.T) {
 			for key := range s.before {
 				if !had[p][key] {
@@ -417,7 +421,8 @@ func TestPages(t *testing.T) {
 				typeOnHost(t, blocks)
 				return
 			}
-			onFreshMachines(t, func(m machine) {
+			t.Parallel()
+			stack.onFreshMachine(t, func(m machine) {
 				if err := install(m.box); err != nil {
 					m.t.Fatal(err)
 				}
