@@ -88,6 +88,7 @@ var packagers = []packager{{
 // TestPackages: a unit starts with the installed package, goes on running while
 // that is upgraded, and is stopped when it is removed, which leaves nothing.
 func TestPackages(t *testing.T) {
+	t.Parallel()
 	dir, err := packages()
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	if err != nil {
@@ -143,7 +144,10 @@ func (p packager) test(m machine) {
 
 	n.start()
 	n.assertMainPIDIsConmon()
-	m.shell(p.remove)
+	described := n.property("SourcePath")
+	if out := m.shell("{ " + p.remove + "; } 2>&1"); !strings.Contains(out, "starts as root") || !strings.Contains(out, described) {
+		m.t.Errorf("the removal does not warn of %s: %s", described, out)
+	}
 	n.assertState("inactive")
 	n.assertGone()
 	for _, script := range []string{":", p.purge} {
