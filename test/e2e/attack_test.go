@@ -47,7 +47,7 @@ func TestAttack(t *testing.T) {
 	})
 }
 
-var raceTime = flag.Duration("race-time", 4*time.Second, "how `LONG` TestAttack tries each race, at most")
+var raceTime = flag.Duration("race-time", 3*time.Second, "how `LONG` TestAttack tries each race, at most")
 
 // tally counts, for each stack and case, what was tried and what was held.
 type tally struct {

@@ -11,6 +11,7 @@ import (
 // TestDebian12: hand-written units work with systemd 252, which has no OpenFile=,
 // and podman 4.3, which has no Quadlet and keeps its environment from conmon.
 func TestDebian12(t *testing.T) {
+	t.Parallel()
 	s := &stack{suite: sandbox.Bookworm}
 	box, err := s.machine()
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 
 // TestUninstall: make uninstall leaves a machine as it was before make install.
 func TestUninstall(t *testing.T) {
+	t.Parallel()
 	const list = `find / -xdev \( -path /tmp -o -path /var/log -o -path /var/lib/systemd -o -path /var/cache \) -prune -o -printf '%y %p\n' | sort`
 	onFreshMachines(t, func(m machine) {
 		// Every system has these, but for machines that are built without pages.

@@ -25,6 +25,7 @@ func (r right) has(m machine) bool {
 // TestSELinux: the module gives the runtime's domain what the hook needs, which
 // Debian's policy does not, and containers nothing. No kernel enforces it here.
 func TestSELinux(t *testing.T) {
+	t.Parallel()
 	if err := runMakefile("selinux", "SELINUX_DEVEL=/nowhere"); err == nil || !strings.Contains(err.Error(), "install selinux-policy-dev") {
 		t.Errorf("without the tools: %v", err)
 	}
@@ -99,6 +100,7 @@ func TestSELinux(t *testing.T) {
 // TestAppArmor: the profiles of Debian for what starts our programs confine
 // nothing, and there is none for ours.
 func TestAppArmor(t *testing.T) {
+	t.Parallel()
 	onFreshMachines(t, func(m machine) {
 		if err := m.box.Install(interrupted, "apparmor"); err != nil {
 			m.t.Fatal(err)

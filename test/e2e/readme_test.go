@@ -26,6 +26,7 @@ var update = flag.Bool("update", false, "write testdata anew, from what was seen
 //   - the answer to apt's question;
 //   - between the two ways, which nobody goes both, the removal of the first.
 func TestReadme(t *testing.T) {
+	t.Parallel()
 	const readme page = "README.md"
 	blocks, err := readme.blocks()
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
 )
 
 // hookFile is the hook's configuration as it is installed.
@@ -20,6 +19,7 @@ const hookFile = "/usr/share/containers/oci/hooks.d/oci-mainpid-hook.json"
 // TestNoHook: where podman does not know the hook, a start fails, in good time
 // and with a message that helps.
 func TestNoHook(t *testing.T) {
+	t.Parallel()
 	const advice = `does podman run the hook \(oci-mainpid-hook.json in a hooks_dir of containers.conf`
 	onFreshMachines(t, func(m machine) {
 		if err := install(m.box); err != nil {

@@ -12,6 +12,7 @@ import (
 // TestDebiansTools has others judge what is installed: shells, readers of man
 // pages, Prometheus.
 func TestDebiansTools(t *testing.T) {
+	t.Parallel()
 	onFreshMachines(t, func(m machine) {
 		if err := install(m.box); err != nil {
 			m.t.Fatal(err)
