@@ -4,7 +4,7 @@
 # notify-mainpid are gone, so they are stopped here.
 set -e
 case $1 in remove | 0) ;; *) exit 0 ;; esac
-files=$(grep -rls '^\[X-MainPID\]' /etc/containers/systemd /run/containers/systemd /usr/share/containers/systemd || :)
+files=$(grep -Rls --devices=skip '^\[X-MainPID\]' /etc/containers/systemd /run/containers/systemd /usr/share/containers/systemd || :)
 if [ -n "$files" ]; then
 	echo "oci-mainpid-hook: without this package Quadlet does not know [X-MainPID], and starts as root what these files describe; remove them, or mask their units:" >&2
 	echo "$files" >&2
