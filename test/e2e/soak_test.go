@@ -141,7 +141,8 @@ func (m machine) fleet() fleet {
 	for _, instance := range []string{"a", "b"} {
 		add(two, "two-template@"+instance+".service", "two-template-"+instance, "on-failure")
 	}
-	quadlet(two, "two-kube.kube", "[Kube]\nYaml="+two.home()+"/pod.yml", "mixed", "on-failure")
+	// Where podman is killed again and again, no address of a bridge is free at last.
+	quadlet(two, "two-kube.kube", "[Kube]\nNetwork=none\nYaml="+two.home()+"/pod.yml", "mixed", "on-failure")
 	two.writeHome("pod.yml", podYAML("two-kube"))
 	add(two, "two-kube.service", "-service", "on-failure")
 	quadlet(three, "three.pod", "[Pod]\nPodName=three", "mixed", "on-failure")

@@ -122,14 +122,15 @@ const (
 	remnantFiles = "files of a unit whose notify-mainpid --forget was killed or could not be started"
 	remnantInit  = "a container that was made and never started, of a podman or conmon that was killed meanwhile"
 	remnantRuns  = "a process of a container that podman could not stop, because it got no PID"
+	remnantAll   = "files, or a process, of a unit that was killed as a whole, which the kernel extends to its ExecStopPost="
 )
 
 // remove removes the remnants that a step may leave, and reports whether there
-// were any.
-func (d *driver) remove(s *step) bool {
+// were any. hit is whether its fault came.
+func (d *driver) remove(s *step, hit bool) bool {
 	removed := false
-	helperFails := s.fault == faultPIDs || s.program == "notify-mainpid" && (s.fault == faultSignal || s.fault == faultRlimit || s.fault == faultMemory)
-	makerFails := s.fault != noFault && s.fault != faultReload && s.fault != faultReexec && s.fault != faultUserRun && s.fault != faultRun || strings.HasPrefix(s.action, "systemctl kill")
+	helperFails := hit && (s.fault == faultPIDs || s.program == "notify-mainpid" && (s.fault == faultSignal || s.fault == faultRlimit || s.fault == faultMemory))
+	makerFails := hit && (s.fault != noFault && s.fault != faultReload && s.fault != faultReexec && s.fault != faultUserRun && s.fault != faultRun || strings.HasPrefix(s.action, "systemctl kill"))
 	states, _, err := d.manager.states(d.fleet.names())
 	if err != nil {
 		return false
@@ -139,19 +140,36 @@ func (d *driver) remove(s *step) bool {
 		if active := states[u.Name].active; active != "inactive" && active != "failed" {
 			continue
 		}
+		allKilled := u == s.units[0] && s.action == "systemctl kill all" && s.kill == unix.SIGKILL
+		what := ""
+		switch {
+		case allKilled:
+			what = remnantAll
+		case helperFails:
+			what = remnantFiles
+		}
 		dir := filepath.Join(runDir, u.Name)
-		if _, err := os.Lstat(dir); err == nil && helperFails && os.RemoveAll(dir) == nil {
-			d.remnants[remnantFiles]++
+		if _, err := os.Lstat(dir); err == nil && what != "" && os.RemoveAll(dir) == nil {
+			d.remnants[what]++
 			removed = true
 		}
 		for _, p := range all {
+			if p.unit != u.Name {
+				continue
+			}
 			// The runtime, which waits to be told to execute the container's program.
 			waits := strings.HasPrefix(p.name, programs["crun"]) || strings.Contains(p.name, "runc init")
-			if p.unit == u.Name && makerFails && waits && containerCgroup.MatchString(p.cgroup) && unix.Kill(p.pid, unix.SIGKILL) == nil {
-				d.remnants[remnantInit]++
-				removed = true
-			} else if p.unit == u.Name && s.fault == faultPIDs && unix.Kill(p.pid, unix.SIGKILL) == nil {
-				d.remnants[remnantRuns]++
+			what := ""
+			switch {
+			case allKilled:
+				what = remnantAll
+			case makerFails && waits && containerCgroup.MatchString(p.cgroup):
+				what = remnantInit
+			case hit && s.fault == faultPIDs:
+				what = remnantRuns
+			}
+			if what != "" && unix.Kill(p.pid, unix.SIGKILL) == nil {
+				d.remnants[what]++
 				removed = true
 			}
 		}

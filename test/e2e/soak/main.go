@@ -156,7 +156,7 @@ func (d *driver) do(s *step, before map[string]state) (map[string]state, string,
 		return before, "", []violation{{nil, err.Error()}}
 	}
 	after, wrong := d.settle()
-	if len(wrong) > 0 && in.outcome.Load() == hit && d.remove(s) {
+	if len(wrong) > 0 && d.remove(s, in.outcome.Load() == hit) {
 		after, wrong = d.settle()
 	}
 	d.count(s, in.outcome.Load())
