@@ -153,6 +153,10 @@ func (d *driver) remove(s *step, hit bool) bool {
 			d.remnants[what]++
 			removed = true
 		}
+		if allKilled {
+			// podman believes that it runs.
+			d.asUser(u.user, "podman", "rm", "--force", "--time=0", "--filter=name="+u.Container+"$")
+		}
 		for _, p := range all {
 			if p.unit != u.Name {
 				continue

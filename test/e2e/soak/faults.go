@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,8 +26,13 @@ type injection struct {
 	outcome atomic.Int32
 	// over is closed when the fault, should it come, will do nothing more.
 	over []chan struct{}
-	undo func() error
+	undo func() error // once
 }
+
+// badTime is how long the surroundings are bad, at most. They are good again
+// even if this program gets no answer meanwhile: where systemd gets no PID, it
+// starts a pod that a container needs again and again, without a pause.
+const badTime = 3 * time.Second
 
 // came notes that the moment of the fault has come, and whether it did anything.
 func (in *injection) came(did bool) {
@@ -78,12 +84,23 @@ func (d *driver) inject(s *step) (*injection, error) {
 	case faultManager:
 		later(func() bool {
 			service := fmt.Sprintf("user@%d.service", s.units[0].user.UID)
-			states := map[string]state{service: {}}
-			if d.agent.details(states) != nil {
+			manager := func() int {
+				states := map[string]state{service: {}}
+				if d.agent.details(states) != nil {
+					return 0
+				}
+				return states[service].mainPID
+			}
+			pid := manager()
+			if pid <= 1 || unix.Kill(pid, unix.SIGKILL) != nil {
 				return false
 			}
-			pid := states[service].mainPID
-			return pid > 1 && unix.Kill(pid, unix.SIGKILL) == nil
+			// Until systemd has noticed, all that was the manager's looks well.
+			for deadline := time.Now().Add(badTime); manager() == pid && time.Now().Before(deadline); {
+				time.Sleep(10 * time.Millisecond)
+			}
+			time.Sleep(100 * time.Millisecond)
+			return true
 		})
 	case faultReexec:
 		// As daemon-reexec, systemd(1).
@@ -124,6 +141,12 @@ func (d *driver) inject(s *step) (*injection, error) {
 	case faultPIDs:
 		in.undo, err = fewPIDs(s.amount)
 		in.outcome.Store(hit)
+	}
+	if err == nil {
+		in.undo = sync.OnceValue(in.undo)
+		if s.surroundings() {
+			time.AfterFunc(badTime, func() { in.undo() })
+		}
 	}
 	return in, err
 }

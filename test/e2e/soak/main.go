@@ -142,7 +142,7 @@ func (d *driver) do(s *step, before map[string]state) (map[string]state, string,
 	}
 	if err == nil && s.surroundings() {
 		// The surroundings are bad while the action goes on, not for ever.
-		d.settleFor(names(s.units), 3*time.Second)
+		d.settleFor(names(s.units), badTime)
 	}
 	if err == nil && !s.surroundings() {
 		// The fault may come as late as what follows the action.
