@@ -137,15 +137,14 @@ func (d *driver) remove(s *step, hit bool) bool {
 	}
 	all := processes(d.trap)
 	for _, u := range d.fleet.Units {
-		if active := states[u.Name].active; active != "inactive" && active != "failed" {
-			continue
-		}
-		allKilled := u == s.units[0] && s.action == "systemctl kill all" && s.kill == unix.SIGKILL
+		active := states[u.Name].active
+		idle := active == "inactive" || active == "failed"
+		allKilled := idle && u == s.units[0] && s.action == "systemctl kill all" && s.kill == unix.SIGKILL
 		what := ""
 		switch {
 		case allKilled:
 			what = remnantAll
-		case helperFails:
+		case idle && helperFails:
 			what = remnantFiles
 		}
 		dir := filepath.Join(runDir, u.Name)
@@ -167,9 +166,9 @@ func (d *driver) remove(s *step, hit bool) bool {
 			switch {
 			case allKilled:
 				what = remnantAll
-			case makerFails && waits && containerCgroup.MatchString(p.cgroup):
+			case makerFails && waits && containerCgroup.MatchString(p.cgroup): // also of a unit that has been started again
 				what = remnantInit
-			case hit && s.fault == faultPIDs:
+			case idle && hit && s.fault == faultPIDs:
 				what = remnantRuns
 			}
 			if what != "" && unix.Kill(p.pid, unix.SIGKILL) == nil {
