@@ -157,3 +157,40 @@ func TestAllKilled(t *testing.T) {
 		}
 	})
 }
+
+// TestSystemctlKill: after systemctl kill --signal=KILL, with which the kernel
+// may kill the unit's clean-up, too (docs/facts.md), the unit starts anew, with
+// podman 5.4 the second time. When only the main process is killed, its container
+// and its files go at once.
+func TestSystemctlKill(t *testing.T) {
+	onStacks(t, func(m machine) {
+		for _, mode := range []string{"mixed", "service", "user"} {
+			m.subtest("Cgroup "+mode, func(m machine) {
+				n := m.user().unit(service{mode: mode})
+				n.start()
+				before := n.assertMainPIDIsConmon()
+				n.systemctl("kill", "--signal=KILL", n.name)
+				n.awaitFailed(soon)
+				if n.try("systemctl", "restart", n.name).status != 0 {
+					n.systemctl("restart", n.name)
+				}
+				after := n.assertMainPIDIsConmon()
+				if after.conmon == before.conmon {
+					m.t.Errorf("before %v, after %v", before, after)
+				}
+				if m.try("test", "-e", "/proc/"+before.payload).status == 0 {
+					m.t.Errorf("the first container still runs, process %s", before.payload)
+				}
+				n.systemctl("kill", "--kill-whom=main", "--signal=KILL", n.name)
+				n.awaitFailed(soon)
+				m.await("the container has ended, and its files are gone", soon, func() bool {
+					return m.try("test", "-e", "/proc/"+after.payload).status != 0 && m.try("test", "-e", n.dir()).status != 0
+				})
+				n.start()
+				n.assertMainPIDIsConmon()
+				n.stop()
+				n.assertGone()
+			})
+		}
+	})
+}
