@@ -6,9 +6,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -67,11 +67,17 @@ func TestSoak(t *testing.T) {
 		defer cancel()
 		cmd := m.box.Command(ctx, soakDriver, fmt.Sprint("-seed=", *soakSeed), fmt.Sprint("-from=", *soakFrom), fmt.Sprint("-steps=", *soakSteps), fmt.Sprint("-go-on=", *soakGoOn), soakFleet)
 		var out bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &out, &out
-		err = cmd.Run()
+		cmd.Stdout = &out
 		if path := os.Getenv("OCI_MAINPID_SOAK_LOG"); path != "" {
-			err = errors.Join(err, os.WriteFile(path+"."+string(m.box.Suite), out.Bytes(), 0o644))
+			log, err := os.Create(path + "." + string(m.box.Suite))
+			if err != nil {
+				m.t.Fatal(err)
+			}
+			defer log.Close()
+			cmd.Stdout = io.MultiWriter(&out, log)
 		}
+		cmd.Stderr = cmd.Stdout
+		err = cmd.Run()
 		text = out.Bytes()
 		if err != nil {
 			// The driver has told what the steps before were.
