@@ -104,7 +104,10 @@ func TestManyAtOnce(t *testing.T) {
 					m.run("mv", "/run/oci-mainpid-hook.json", hook)
 				}
 				m.assertAllConmon(set)
-				m.systemctl("stop", "--no-block", set+".target", set+"-*.service")
+				// systemd is busy, and systemctl waits 25 s for its answer.
+				m.await(set+" is asked to stop", 5*time.Minute, func() bool {
+					return m.try("systemctl", "stop", "--no-block", set+".target", set+"-*.service").status == 0
+				})
 				m.await(set+" has stopped", 15*time.Minute, func() bool {
 					return m.run("systemctl", "list-units", "--no-legend", "--plain", "--state=active,activating,deactivating", set+"-*.service") == ""
 				})
