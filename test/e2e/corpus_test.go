@@ -57,13 +57,14 @@ func TestGeneratorIsFast(t *testing.T) {
 		}
 		u := m.userWithoutImage()
 		// Of several runs the fastest tells what the program needs, the others what
-		// else this machine had to do.
+		// else this machine had to do. As systemd does, it gives each a directory that
+		// is empty and in memory. date(1) would be another millisecond.
 		fastest := func(command string) time.Duration {
 			m.t.Helper()
 			var all []time.Duration
 			for range 15 {
-				out := m.shell(`a=$(date +%s%N); ` + command + ` >/dev/null 2>&1; b=$(date +%s%N); echo $((b - a))`)
-				d, err := time.ParseDuration(out + "ns")
+				out := m.run("bash", "-ec", `rm -rf /run/gen /run/quadlet; mkdir /run/gen /run/quadlet; a=${EPOCHREALTIME/./}; `+command+` >/dev/null 2>&1; echo $((${EPOCHREALTIME/./} - a))`)
+				d, err := time.ParseDuration(out + "us")
 				if err != nil {
 					m.t.Fatal(err)
 				}
@@ -71,8 +72,8 @@ func TestGeneratorIsFast(t *testing.T) {
 			}
 			return slices.Min(all)
 		}
-		const ours = "mkdir -p /tmp/gen; /usr/lib/systemd/system-generators/oci-mainpid-generator /tmp/gen /tmp/gen /tmp/gen"
-		const quadlet = "mkdir -p /tmp/quadlet; /usr/lib/systemd/system-generators/podman-system-generator "
+		const ours = "/usr/lib/systemd/system-generators/oci-mainpid-generator /run/gen /run/gen /run/gen"
+		const quadlet = "/usr/lib/systemd/system-generators/podman-system-generator "
 		make := func(section string) {
 			m.t.Helper()
 			m.shell(`mkdir -p "$1"; for i in $(seq "$2"); do printf '[Container]\nImage=localhost/x\nExec=sleep %s\n%b' $i "$3" >"$1/c$i.container"; done`, quadletDir, fmt.Sprint(files), section)
@@ -80,17 +81,17 @@ func TestGeneratorIsFast(t *testing.T) {
 		make("")
 		none := fastest(ours)
 		make("[X-MainPID]\\nUser=" + u.name + "\\n")
-		theirs, dry, all := fastest(quadlet+"/tmp/quadlet /tmp/quadlet /tmp/quadlet"), fastest(quadlet+"--dryrun"), fastest(ours)
+		theirs, dry, all := fastest(quadlet+"/run/quadlet /run/quadlet /run/quadlet"), fastest(quadlet+"--dryrun"), fastest(ours)
 		m.t.Logf("%d files: none ours %v; all ours %v, of which Quadlet without effect %v; Quadlet's own run %v", files, none, all, dry, theirs)
-		if n := m.shell("ls -d /tmp/gen/c*.service.d | wc -l"); n != fmt.Sprint(files) {
+		if n := m.shell("ls -d /run/gen/c*.service.d | wc -l"); n != fmt.Sprint(files) {
 			m.t.Errorf("%s drop-ins of %d", n, files)
 		}
-		// Seen on an idle machine: 4.5 ms, and 27 % of Quadlet's own run. Here two
+		// Seen on an idle machine: 7 ms, and 39 and 48 % of Quadlet's own run. Here two
 		// machines and their neighbours are busy: only what is grossly wrong fails.
-		if none > 100*time.Millisecond {
+		if none > 50*time.Millisecond {
 			m.t.Errorf("with none of ours it takes %v", none)
 		}
-		if beyond := all - dry; beyond > 2*theirs {
+		if beyond := all - dry; beyond > theirs {
 			m.t.Errorf("with all of ours it takes %v beyond Quadlet's %v", beyond, theirs)
 		}
 	})
