@@ -317,8 +317,8 @@ type user struct {
 // imageName is the image that every user has.
 const imageName = "localhost/busybox"
 
-// userStorage is a copy of the storage of a user who has the image and of whose
-// containers nothing was ever written, in which there is no path of the user's.
+// userStorage is a copy of the storage of a user who has the image and whose
+// podman has no database yet, which would name the directories of that user.
 const userStorage = "/var/lib/storage-of-users"
 
 // user makes a user. As after a boot, nothing of the user's podman has run.
@@ -338,7 +338,7 @@ func (m machine) user() user {
 		m.t.Fatalf("%s is still there", u.runtimeDir())
 	}
 	// Cases run beside each other; the first one that is done counts.
-	m.shell(`cp -a "$1" "$2.$3"; rm "$2.$3/db.sql"; mv -T "$2.$3" "$2" || rm -rf "$2.$3"`, storage, userStorage, u.name)
+	m.shell(`cp -a "$1" "$2.$3"; rm -f "$2.$3/db.sql" "$2.$3/libpod/bolt_state.db"; mv -T "$2.$3" "$2" || rm -rf "$2.$3"`, storage, userStorage, u.name)
 	return u
 }
 
