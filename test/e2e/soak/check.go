@@ -122,6 +122,7 @@ const (
 	remnantFiles = "files of a unit whose notify-mainpid --forget was killed or could not be started"
 	remnantInit  = "a container that was made and never started, of a podman or conmon that was killed meanwhile"
 	remnantRuns  = "a process of a container that podman could not stop, because it got no PID"
+	remnantName  = "a container that podman knows no more and whose name it still does, where /run/user was full"
 	remnantAll   = "files, or a process, of a unit that was killed as a whole, which the kernel extends to its ExecStopPost="
 )
 
@@ -134,6 +135,14 @@ func (d *driver) remove(s *step, hit bool) bool {
 	states, _, err := d.manager.states(d.fleet.names())
 	if err != nil {
 		return false
+	}
+	if hit && s.fault == faultUserRun {
+		names := d.asUser(s.units[0].user, "sh", "-c",
+			`podman ps --all --external --format="{{.Status}} {{.Names}}" | sed -n "s/^Storage //p" | xargs --no-run-if-empty podman rm --force --time=0`)
+		for range strings.Lines(names) {
+			d.remnants[remnantName]++
+			removed = true
+		}
 	}
 	all := processes(d.trap)
 	for _, u := range d.fleet.Units {

@@ -24,9 +24,9 @@ const (
 // injection is a step's fault under way.
 type injection struct {
 	outcome atomic.Int32
-	// over is closed when the fault, should it come, will do nothing more.
-	over []chan struct{}
-	undo func() error // once
+	mutex   sync.Mutex
+	over    bool
+	undo    func() error // once
 }
 
 // badTime is how long the surroundings are bad, at most. They are good again
@@ -42,24 +42,28 @@ func (in *injection) came(did bool) {
 	}
 }
 
+// do has the fault come, by act, which reports whether it did anything; it does
+// not come when its step is over.
+func (in *injection) do(act func() bool) {
+	in.mutex.Lock()
+	defer in.mutex.Unlock()
+	if !in.over {
+		in.came(act())
+	}
+}
+
 // inject arms the fault of a step, or makes the surroundings bad.
 func (d *driver) inject(s *step) (*injection, error) {
 	in := &injection{undo: func() error { return nil }}
 	set := func(act func(pid int)) { d.trap.set(&snare{s.program, s.nth, act}) }
 	// later has something done at the moment, not to the process.
 	later := func(act func() bool) {
-		done := make(chan struct{})
-		in.over = append(in.over, done)
-		run := func() {
-			defer close(done)
-			in.came(act())
-		}
 		set(func(int) {
 			if s.delay == 0 {
-				run() // while the process is held
+				in.do(act) // while the process is held
 				return
 			}
-			time.AfterFunc(s.delay, run)
+			time.AfterFunc(s.delay, func() { in.do(act) })
 		})
 	}
 	var err error
@@ -67,9 +71,9 @@ func (d *driver) inject(s *step) (*injection, error) {
 	case faultSignal:
 		set(func(pid int) {
 			pid = aim(s, pid)
-			signalAfter(pid, s.delay, s.signal, in.came)
+			signalAfter(pid, s.delay, s.signal, in.do)
 			if s.signal == unix.SIGSTOP {
-				signalAfter(pid, s.delay+s.pause, unix.SIGCONT, func(bool) {})
+				signalAfter(pid, s.delay+s.pause, unix.SIGCONT, func(send func() bool) { send() })
 			}
 		})
 	case faultMain:
@@ -162,14 +166,12 @@ func aim(s *step, pid int) int {
 	return pid
 }
 
-// end disarms the fault, and undoes what it did to the surroundings.
+// end disarms the fault, waits for one that is under way, and undoes what it did to the surroundings.
 func (d *driver) end(in *injection) error {
 	d.trap.set(nil)
-	if in.outcome.Load() != notReached {
-		for _, over := range in.over {
-			<-over
-		}
-	}
+	in.mutex.Lock()
+	in.over = true
+	in.mutex.Unlock()
 	return in.undo()
 }
 

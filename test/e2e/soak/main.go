@@ -222,8 +222,9 @@ func (d *driver) job(verb func(*systemd.Conn, context.Context, string, string, c
 	})
 }
 
-// asUser runs a command as a user, outside of any session, and lets it fail.
-func (d *driver) asUser(a *account, args ...string) {
+// asUser runs a command as a user, outside of any session, lets it fail, and
+// returns what it wrote to standard output.
+func (d *driver) asUser(a *account, args ...string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 	defer cancel()
 	// Not podman itself: it waits in execve(2) for the trap, and this program
@@ -232,7 +233,8 @@ func (d *driver) asUser(a *account, args ...string) {
 		fmt.Sprint("--reuid=", a.UID), fmt.Sprint("--regid=", a.UID), "--init-groups",
 		"env", "--chdir=/", "HOME=" + a.Home, fmt.Sprintf("XDG_RUNTIME_DIR=/run/user/%d", a.UID),
 	}, args...)...)
-	cmd.Run()
+	out, _ := cmd.Output()
+	return string(out)
 }
 
 // settleFor waits until the units are settled, no longer than that.

@@ -178,23 +178,21 @@ func environ(pid int) map[string]string {
 	return all
 }
 
-// signalAfter signals the process when it has run on for a while; hit reports
-// whether it was still there.
-func signalAfter(pid int, delay time.Duration, signal unix.Signal, hit func(bool)) {
+// signalAfter has do send the signal to the process when that has run on for a
+// while; what do is given reports whether it was still there.
+func signalAfter(pid int, delay time.Duration, signal unix.Signal, do func(send func() bool)) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		hit(false)
+		do(func() bool { return false })
 		return
 	}
-	send := func(signal unix.Signal) bool { return unix.PidfdSendSignal(fd, signal, nil, 0) == nil }
+	send := func() {
+		do(func() bool { return unix.PidfdSendSignal(fd, signal, nil, 0) == nil })
+		unix.Close(fd)
+	}
 	if delay == 0 {
-		hit(send(signal))
-		unix.Close(fd)
+		send()
 		return
 	}
-	go func() {
-		time.Sleep(delay)
-		hit(send(signal))
-		unix.Close(fd)
-	}()
+	time.AfterFunc(delay, send)
 }
