@@ -122,7 +122,7 @@ const (
 	remnantFiles = "files of a unit whose notify-mainpid --forget was killed or could not be started"
 	remnantInit  = "a container that was made and never started, of a podman or conmon that was killed meanwhile"
 	remnantRuns  = "a process of a container that podman could not stop, because it got no PID"
-	remnantName  = "a container that podman knows no more and whose name it still does, where /run/user was full"
+	remnantName  = "a container that podman has in its storage only, where /run/user was full"
 	remnantAll   = "files, or a process, of a unit that was killed as a whole, which the kernel extends to its ExecStopPost="
 )
 

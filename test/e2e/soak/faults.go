@@ -24,9 +24,10 @@ const (
 // injection is a step's fault under way.
 type injection struct {
 	outcome atomic.Int32
-	mutex   sync.Mutex
-	over    bool
 	undo    func() error // once
+
+	mutex sync.Mutex // while the fault comes
+	over  bool       // its step, so that it does not come any more
 }
 
 // badTime is how long the surroundings are bad, at most. They are good again
@@ -166,7 +167,8 @@ func aim(s *step, pid int) int {
 	return pid
 }
 
-// end disarms the fault, waits for one that is under way, and undoes what it did to the surroundings.
+// end disarms the fault, waits for one that is under way, and undoes what it did
+// to the surroundings.
 func (d *driver) end(in *injection) error {
 	d.trap.set(nil)
 	in.mutex.Lock()
