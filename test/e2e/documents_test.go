@@ -308,7 +308,7 @@ var settings = map[page]setting{
 			"Type=notify": func(r *reader, b block, _ string) {
 				r.systemctl("daemon-reload")
 				r.systemctl("log-level", "debug")
-				// Now and then systemd looks at the sender of READY=1 while it is there.
+				// An idle systemd looks at the sender of READY=1 while it is there, often.
 				for tries := 1; ; tries++ {
 					// web's next podman is the first.
 					r.systemctl("kill", "--kill-whom=main", "user@1000")
@@ -317,7 +317,7 @@ var settings = map[page]setting{
 					if res.status != 0 {
 						break
 					}
-					if tries == 5 {
+					if tries == 30 {
 						r.t.Fatal(res)
 					}
 					r.systemctl("stop", "web")
