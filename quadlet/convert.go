@@ -14,11 +14,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// quadletTimeout bounds Quadlet's run; systemd gives all generators 90 s,
-// systemd.generator(7).
-const quadletTimeout = 60 * time.Second
+	"oci-mainpid-hook/internal/unitfile"
+)
 
 // quadletPaths is where Quadlet's generator is: as systemd looks for it, and
 // where distributions keep the program itself.
@@ -42,7 +40,7 @@ func FindQuadlet() (path string, masked bool, err error) {
 		info, err := os.Stat(path)
 		switch {
 		case err != nil:
-		case isNull(info) || info.Size() == 0:
+		case unitfile.IsNull(info) || info.Size() == 0:
 			return "", true, nil
 		case info.Mode().IsRegular() && info.Mode()&0o111 != 0:
 			return path, false, nil
@@ -57,7 +55,9 @@ type Converted struct {
 	Name string
 	// Source is the path of the Quadlet file.
 	Source string
-	Unit   *Unit
+	Unit   *unitfile.File
+	// Err says why systemd cannot read the service; then Unit is empty.
+	Err error
 }
 
 // File is the Quadlet file's name, by which others refer to it.
@@ -69,10 +69,9 @@ func (c *Converted) File() string { return filepath.Base(c.Source) }
 //
 // Each service has its Source and our section, also where an old Quadlet does
 // not write SourcePath= or does not read drop-ins.
-func Convert(quadlet string, unitDirs []string) (services []Converted, messages []string, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), quadletTimeout)
-	defer cancel()
+func Convert(ctx context.Context, quadlet string, unitDirs []string) (services []Converted, messages []string, err error) {
 	cmd := exec.CommandContext(ctx, quadlet, "--dryrun")
+	cmd.WaitDelay = time.Second
 	if len(unitDirs) > 0 {
 		cmd.Env = append(os.Environ(), "QUADLET_UNIT_DIRS="+strings.Join(unitDirs, ":"))
 	}
@@ -146,20 +145,20 @@ func supplement(services []Converted, dirs, dropins []string) {
 				continue
 			}
 		}
-		if len(dropins) == 0 || !slices.ContainsFunc(dropinNames(s.File()), asked) || readRequest(s.Unit).present {
+		if len(dropins) == 0 || !slices.ContainsFunc(dropinNames(s.File()), asked) || asks(s.Unit) {
 			continue
 		}
 		u, err := loadQuadlet(s.Source, dirs)
 		if err != nil {
 			continue
 		}
-		for _, name := range u.sections {
-			if meansMainPID(name) {
-				s.Unit.addSection(name)
+		for _, name := range u.Sections {
+			if sectionAsks(name) {
+				s.Unit.AddSection(name)
 			}
 		}
 		for _, a := range u.Assignments {
-			if meansMainPID(a.Section) || a.Section == "Service" && a.Key == "User" {
+			if sectionAsks(a.Section) || keyAsks(a.Section, a.Key) {
 				s.Unit.Assignments = append(s.Unit.Assignments, a)
 			}
 		}
@@ -171,9 +170,11 @@ func supplement(services []Converted, dirs, dropins []string) {
 func servicesOf(dirs []string) map[string]string {
 	sources := map[string]string{}
 	for name, path := range quadletFiles(dirs) {
-		if u, err := loadQuadlet(path, dirs); err == nil {
-			sources[serviceName(name, u)] = path
+		u, err := loadQuadlet(path, dirs)
+		if err != nil {
+			u = &unitfile.File{}
 		}
+		sources[serviceName(name, u)] = path
 	}
 	return sources
 }
@@ -214,7 +215,7 @@ func parseDryRun(out []byte) ([]Converted, error) {
 			services = append(services, Converted{Name: name})
 			start = at + len(line)
 		} else if len(services) == 0 {
-			return nil, fmt.Errorf("unexpected line %q", clip(string(line)))
+			return nil, fmt.Errorf("unexpected line %q", unitfile.Clip(string(line)))
 		}
 		at += len(line)
 	}
@@ -222,18 +223,13 @@ func parseDryRun(out []byte) ([]Converted, error) {
 		return nil, nil
 	}
 	texts = append(texts, out[start:])
-	failed := make([]error, len(services))
 	Parallel(len(services), func(i int) {
 		s := &services[i]
-		if s.Unit, failed[i] = Parse(texts[i]); failed[i] != nil {
-			failed[i] = fmt.Errorf("%s: %w", s.Name, failed[i])
-			return
+		if s.Unit, s.Err = unitfile.Parse(texts[i]); s.Err != nil {
+			s.Unit = &unitfile.File{}
 		}
 		s.Source = s.Unit.Get("Unit", "SourcePath")
 	})
-	if err := errors.Join(failed...); err != nil {
-		return nil, err
-	}
 	return services, nil
 }
 
@@ -243,26 +239,4 @@ func dryRunHeader(line []byte) (name string, ok bool) {
 	}
 	name, ok = strings.CutSuffix(strings.TrimSuffix(string(line[3:]), "\n"), ".service---")
 	return name + ".service", ok && name != ""
-}
-
-// serviceName is the name that Quadlet gives the service of a file.
-func serviceName(file string, u *Unit) string {
-	ext := filepath.Ext(file)
-	group := strings.ToUpper(ext[1:2]) + ext[2:]
-	if name := unquoteValue(u.Get(group, "ServiceName")); name != "" {
-		return name + ".service"
-	}
-	base := strings.TrimSuffix(file, ext)
-	if template, ok := strings.CutSuffix(base, "@"); ok {
-		return template + kinds[ext] + "@.service"
-	}
-	return base + kinds[ext] + ".service"
-}
-
-// unquoteValue removes one pair of double quotes around a value, as Quadlet does.
-func unquoteValue(v string) string {
-	if len(v) >= 2 && v[0] == '"' && v[len(v)-1] == '"' {
-		return v[1 : len(v)-1]
-	}
-	return v
 }

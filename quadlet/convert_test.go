@@ -1,9 +1,13 @@
 package quadlet
 
 import (
+	"context"
 	"os"
 	"reflect"
 	"testing"
+
+	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/unitfile"
 )
 
 const dryRun = `---data-volume.service---
@@ -44,11 +48,14 @@ func TestParseDryRun(t *testing.T) {
 	}
 	for name, out := range map[string]string{
 		"text before the first service": "hello\n---a.service---\n[Unit]\n",
-		"what is no unit":               "---a.service---\nhello\n",
 	} {
 		if services, err := parseDryRun([]byte(out)); err == nil {
 			t.Errorf("%s: %v", name, services)
 		}
+	}
+	services, err = parseDryRun([]byte("---a.service---\nhello\n---b.service---\n[Unit]\n"))
+	if err != nil || len(services) != 2 || services[0].Err == nil || services[1].Err != nil {
+		t.Errorf("a service that is no unit: %v, %v", services, err)
 	}
 	if services, err := parseDryRun(nil); err != nil || services != nil {
 		t.Errorf("nothing: %v, %v", services, err)
@@ -69,7 +76,7 @@ func fakeQuadlet(t *testing.T, script string) string {
 func TestConvert(t *testing.T) {
 	script := "[ \"$*\" = --dryrun ] || exit 3\necho 'quadlet-generator[12]: converting \"bad.container\": no Image' >&2\necho \"$QUADLET_UNIT_DIRS\" >&2\ncat <<'E'\n" + dryRun + "E\n"
 	for _, exit := range []string{"exit 0", "exit 1"} {
-		services, messages, err := Convert(fakeQuadlet(t, script+exit), []string{"/a", "/b"})
+		services, messages, err := Convert(context.Background(), fakeQuadlet(t, script+exit), []string{"/a", "/b"})
 		if err != nil || len(services) != 2 || !reflect.DeepEqual(messages, []string{`converting "bad.container": no Image`, "/a:/b"}) {
 			t.Errorf("%s: %v, %q, %v", exit, services, messages, err)
 		}
@@ -79,11 +86,11 @@ func TestConvert(t *testing.T) {
 		"is killed":        "kill -9 $$",
 		"prints something": "echo hello",
 	} {
-		if services, _, err := Convert(fakeQuadlet(t, script), nil); err == nil || services != nil {
+		if services, _, err := Convert(context.Background(), fakeQuadlet(t, script), nil); err == nil || services != nil {
 			t.Errorf("%s: %v", name, services)
 		}
 	}
-	if _, _, err := Convert("/nowhere", nil); err == nil {
+	if _, _, err := Convert(context.Background(), "/nowhere", nil); err == nil {
 		t.Error("does not exist")
 	}
 }
@@ -103,7 +110,7 @@ func TestServiceName(t *testing.T) {
 		{"web.container", "[Container]\nServiceName=other\n", "other.service"},
 		{"p.pod", "[Pod]\nServiceName=\"other\"\n", "other.service"},
 	} {
-		u, err := Parse([]byte(test.text))
+		u, err := unitfile.Parse([]byte(test.text))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -118,11 +125,11 @@ func TestSupplement(t *testing.T) {
 	write(t, dir+"/data.volume", "[Volume]\n")
 	write(t, dir+"/named.network", "[Network]\nServiceName=other\n")
 	write(t, dir+"/web.container", "[Container]\nImage=x\n")
-	write(t, dir+"/container.d/10.conf", "[Container]\nImage=never\n[X-MainPID]\nUser=web\n[Service]\nRestart=always\nUser=web\n")
+	write(t, dir+"/container.d/10.conf", "[Container]\nImage=never\n[X-MainPID]\nCgroup=user\n[Service]\nRestart=always\nUser=web\n")
 	write(t, dir+"/slip.pod", "[Pod]\n")
 	write(t, dir+"/slip.pod.d/10.conf", "[x-mainpid]\n")
-	unit := func(text string) *Unit {
-		u, err := Parse([]byte(text))
+	unit := func(text string) *unitfile.File {
+		u, err := unitfile.Parse([]byte(text))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,7 +141,7 @@ func TestSupplement(t *testing.T) {
 		{Name: "unknown.service", Unit: unit("[Service]\n")},
 		{Name: "web.service", Source: dir + "/web.container", Unit: unit("[X-Container]\nImage=x\n")},
 		{Name: "slip-pod.service", Source: dir + "/slip.pod", Unit: unit("[X-Pod]\n")},
-		{Name: "asks.service", Source: dir + "/asks.container", Unit: unit("[X-MainPID]\nUser=db\n")},
+		{Name: "asks.service", Source: dir + "/asks.container", Unit: unit("[Service]\nUser=db\n")},
 	}
 	supplement(services, []string{dir}, []string{"container.d", "slip.pod.d"})
 	for i, want := range []string{dir + "/data.volume", dir + "/named.network", ""} {
@@ -143,13 +150,13 @@ func TestSupplement(t *testing.T) {
 		}
 	}
 	web := services[3].Unit
-	if r := readRequest(web); r.user != "web" || web.Get("Service", "Restart") != "" || web.Has("Container") {
+	if r := readRequest("web.container", web); r.user != "web" || r.options.Cgroup != dropin.User || web.Get("Service", "Restart") != "" || web.Has("Container") {
 		t.Errorf("drop-in: %+v, %q", r, web.Assignments)
 	}
-	if r := readRequest(services[4].Unit); r.err == nil {
+	if r := readRequest("slip.pod", services[4].Unit); r.err == nil {
 		t.Errorf("misspelt in a drop-in: %+v", r)
 	}
-	if r := readRequest(services[5].Unit); r.user != "db" {
+	if r := readRequest("asks.container", services[5].Unit); r.user != "db" {
 		t.Errorf("what Quadlet passed on: %+v", r)
 	}
 }

@@ -6,6 +6,7 @@ package quadlet
 // machines.
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"oci-mainpid-hook/internal/account"
+	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/podmancmd"
+	"oci-mainpid-hook/internal/unitfile"
 )
 
 // copyCorpus copies the corpus to a new directory and adds the files whose names
@@ -24,7 +30,7 @@ func copyCorpus(t *testing.T) string {
 		t.Fatal(err)
 	}
 	for _, name := range []string{`escaped-\x2dname.container`, "colon:and_underscore.container", "percent%.container"} {
-		write(t, filepath.Join(dir, name), "[Container]\nImage=docker.io/library/alpine\n[X-MainPID]\nUser=web\nCgroup=user\n")
+		write(t, filepath.Join(dir, name), "[Container]\nImage=docker.io/library/alpine\n[Service]\nUser=web\n[X-MainPID]\nCgroup=user\n")
 	}
 	link(t, "linked@.container", dir+"/linked@one.container")
 	link(t, "linked@.container", dir+"/linked@two.container")
@@ -44,22 +50,27 @@ func needQuadlet(t *testing.T) string {
 	return path
 }
 
-// testGenerator runs Quadlet and our generator over the directory.
-func testGenerator(t *testing.T, quadlet, dir string, programs Programs) (services []Converted, dropins map[string]*Dropin, refused int) {
+// planCorpus runs Quadlet over the directory and returns what it makes, and what
+// our generator would do.
+func planCorpus(t *testing.T, quadlet, dir string, programs dropin.Programs) (services []Converted, plan *Plan, refused int) {
 	t.Helper()
 	t.Setenv("QUADLET_UNIT_DIRS", dir)
-	services, messages, err := Convert(quadlet, nil)
+	services, messages, err := Convert(context.Background(), quadlet, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := NewGenerator(programs, func(level Level, service, text string) { t.Logf("<%d>%s: %s", level, service, text) })
-	g.Accounts = testAccounts()
-	g.UnitDirs = nil
+	p := NewPlanner(dropin.Generator)
+	p.Programs = programs
+	p.Accounts = &account.Accounts{Etc: "../internal/account/testdata/etc", Getent: "-"}
+	p.UnitDirs = nil
 	// Quadlet writes some options in another order each time.
-	g.Convert = func(string, []string) ([]Converted, []string, error) { return services, messages, nil }
-	dropins = map[string]*Dropin{}
-	for _, d := range g.Dropins() {
-		dropins[d.Unit] = d
+	p.Convert = func(context.Context, string, []string) ([]Converted, []string, error) { return services, messages, nil }
+	plan = p.Quadlet(context.Background())
+	for _, note := range slices.Concat(plan.Warnings, plan.Errors) {
+		t.Log(note)
+	}
+	for _, d := range plan.Decisions {
+		t.Logf("%s: %v %q", d.Service, d.Err, d.Warnings)
 	}
 	for _, m := range messages {
 		if _, _, ok := complaint(m); ok {
@@ -67,8 +78,8 @@ func testGenerator(t *testing.T, quadlet, dir string, programs Programs) (servic
 			t.Log("Quadlet:", m)
 		}
 	}
-	t.Logf("%d files, of which Quadlet refuses %d; %d services, %d drop-ins", len(corpusFiles(t, dir)), refused, len(services), len(dropins))
-	return services, dropins, refused
+	t.Logf("%d files, of which Quadlet refuses %d; %d services, %d decisions", len(corpusFiles(t, dir)), refused, len(services), len(plan.Decisions))
+	return services, plan, refused
 }
 
 // TestCorpus compares what Quadlet makes of the corpus with what becomes of it
@@ -76,58 +87,50 @@ func testGenerator(t *testing.T, quadlet, dir string, programs Programs) (servic
 func TestCorpus(t *testing.T) {
 	quadlet := needQuadlet(t)
 	dir := copyCorpus(t)
-	services, dropins, refused := testGenerator(t, quadlet, dir, testPrograms)
+	services, plan, refused := planCorpus(t, quadlet, dir, testPrograms)
 	if len(services)+refused < 150 {
 		t.Errorf("%d services only", len(services))
 	}
 	files := corpusFiles(t, dir)
-	family := NewFamily(services, testAccounts())
-	family.Settle()
+	roots := []string{"root.container", "root.volume", "root.kube", "root.pod", "root-in-pod.container", "conflict.volume", "missing-user.volume"}
 	for _, s := range services {
 		t.Run(s.File(), func(t *testing.T) {
-			d := dropins[s.Name]
-			served := d != nil && strings.Contains(string(d.Text()), "\nUser=web\n") || d != nil && strings.Contains(string(d.Text()), "\nUser=db\n")
-			if CheckServiceName(s.Name) != nil {
+			d := plan.Of(s.Name)
+			switch {
+			case unitfile.CheckServiceName(s.Name) != nil || slices.Contains(roots, s.File()):
 				if d != nil {
-					t.Error("a drop-in for what is no unit")
-				}
-				return
-			}
-			switch text := files[s.File()]; {
-			case slices.Contains([]string{"root.container", "root.volume", "root.kube", "root.pod", "root-in-pod.container"}, s.File()):
-				if d != nil {
-					t.Errorf("a drop-in for root's:\n%s", d.Text())
+					t.Errorf("a drop-in for what is root's, or no unit:\n%s", d.Dropin.Text())
 				}
 				return
 			case s.File() == "notify-healthy-user.container" && !strings.Contains(s.Unit.Get("Service", "ExecStart"), "--sdnotify=healthy"):
 				t.Skip("this Quadlet does not know Notify=healthy")
-			case strings.HasPrefix(text, "# Refused") || slices.Contains([]string{"conflict.volume", "conflict-two.container", "missing-user.volume"}, s.File()):
-				if d == nil || served || !strings.Contains(string(d.Text()), "/oci-mainpid refuse --unit=") {
-					t.Errorf("is not refused: %v", d)
+			case d == nil:
+				t.Fatal("is left alone")
+			case strings.HasPrefix(files[s.File()], "# Refused"):
+				if d.Err == nil || !strings.Contains(string(d.Dropin.Text()), "/oci-mainpid refuse --unit=") {
+					t.Errorf("is not refused:\n%s", d.Dropin.Text())
 				}
 				return
-			case !served && refused > 0 && !strings.Contains(text, "["+section+"]"):
-				t.Skip("what names it, Quadlet refuses")
-			case !served:
-				t.Fatalf("is not served: %v", d)
+			case d.Err != nil:
+				t.Fatalf("is refused: %v", d.Err)
 			}
-			dropin, err := Parse(d.Text())
+			text, err := unitfile.Parse(d.Dropin.Text())
 			if err != nil {
 				t.Fatal(err)
 			}
-			compare(t, s.Unit, dropin, family.File(s.File()).Cgroup)
+			compare(t, s.Unit, text, d.Options.Cgroup)
 		})
 	}
 }
 
 // compare checks what the unit is with the drop-in.
-func compare(t *testing.T, unit, dropin *Unit, cgroup Cgroup) {
+func compare(t *testing.T, unit, ours *unitfile.File, cgroup dropin.Cgroup) {
 	t.Helper()
-	runtimeDir := strings.TrimPrefix(dropin.List("Service", "Environment")[0], "XDG_RUNTIME_DIR=")
-	merged := &Unit{}
+	runtimeDir := strings.TrimPrefix(ours.List("Service", "Environment")[0], "XDG_RUNTIME_DIR=")
+	merged := &unitfile.File{}
 	merged.Merge(unit)
-	merged.Merge(dropin)
-	for _, key := range execKeys {
+	merged.Merge(ours)
+	for _, key := range dropin.ExecKeys {
 		var want, got [][]string
 		for _, line := range unit.List("Service", key) {
 			want = append(want, normalized(t, line, runtimeDir))
@@ -152,7 +155,7 @@ func compare(t *testing.T, unit, dropin *Unit, cgroup Cgroup) {
 			checkCgroups(t, line, cgroup)
 		}
 	}
-	for _, a := range dropin.Assignments {
+	for _, a := range ours.Assignments {
 		if a.Section == "Service" && strings.Contains(a.Value, "%t") {
 			t.Errorf("%s=%s still names the system's runtime directory", a.Key, a.Value)
 		}
@@ -162,21 +165,21 @@ func compare(t *testing.T, unit, dropin *Unit, cgroup Cgroup) {
 // normalized returns the line's words without what may differ.
 func normalized(t *testing.T, line, runtimeDir string) []string {
 	t.Helper()
-	commands, err := parseExec(line)
+	commands, err := unitfile.ParseCommands(line)
 	if err != nil {
 		t.Fatalf("%q: %v", line, err)
 	}
 	var words []string
 	for _, c := range commands {
-		p, isPodman := c.podman()
-		words = append(words, c.prefix+c.path.text)
-		for _, a := range c.args {
-			text := a.text
-			if isPodman || filepath.Base(c.path.text) == "rm" {
+		p, isPodman := podmancmd.Parse(c.Path.Text, c.Arguments())
+		words = append(words, c.Prefix+c.Path.Text)
+		for _, a := range c.Args {
+			text := a.Text
+			if isPodman || filepath.Base(c.Path.Text) == "rm" {
 				text = strings.ReplaceAll(text, "%t/", runtimeDir+"/")
 			}
-			for _, o := range p.options {
-				if o.name == "cgroups" && o.at == a {
+			for _, o := range p.All("cgroups") {
+				if o.At == a {
 					text = "CGROUPS"
 				}
 			}
@@ -187,19 +190,19 @@ func normalized(t *testing.T, line, runtimeDir string) []string {
 }
 
 // checkCgroups checks the mode that podman is told.
-func checkCgroups(t *testing.T, line string, cgroup Cgroup) {
+func checkCgroups(t *testing.T, line string, cgroup dropin.Cgroup) {
 	t.Helper()
-	commands, err := parseExec(line)
+	commands, err := unitfile.ParseCommands(line)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range commands {
-		p, _ := c.podman()
-		value, given := p.last("cgroups")
+		p, _ := podmancmd.Parse(c.Path.Text, c.Arguments())
+		value, given := p.Last("cgroups")
 		if !given || value == "disabled" {
 			continue
 		}
-		if (value == "split") != (cgroup == Service) {
+		if (value == "split") != (cgroup == dropin.Service) {
 			t.Errorf("Cgroup=%s, and podman gets --cgroups=%s", cgroup, value)
 		}
 	}
@@ -218,7 +221,7 @@ func TestCorpusVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	services, dropins, _ := testGenerator(t, quadlet, dir, Programs{self, self})
+	services, plan, _ := planCorpus(t, quadlet, dir, dropin.Programs{OCIMainPID: self, NotifyMainPID: self})
 	write(t, dir+"/complained-about.container", "[Container]\nImage=localhost/x\n[Service]\nNoSuchSetting=1\n")
 	verify := func(name string, write func(dir string)) (complaints map[string]bool) {
 		out := filepath.Join(t.TempDir(), name)
@@ -233,7 +236,7 @@ func TestCorpusVerify(t *testing.T) {
 		units, err := filepath.Glob(out + "/*.service")
 		units = slices.DeleteFunc(units, func(path string) bool {
 			// To systemd-analyze verify a colon is followed by an alias.
-			return CheckServiceName(filepath.Base(path)) != nil || strings.Contains(path, ":")
+			return unitfile.CheckServiceName(filepath.Base(path)) != nil || strings.Contains(path, ":")
 		})
 		if err != nil || len(units) < len(services)-5 {
 			t.Fatalf("%d units of %d services, %v", len(units), len(services), err)
@@ -253,7 +256,8 @@ func TestCorpusVerify(t *testing.T) {
 		t.Error("no complaint about NoSuchSetting=")
 	}
 	after := verify("with", func(dir string) {
-		for _, d := range dropins {
+		refusing, serving := plan.Dropins()
+		for _, d := range slices.Concat(refusing, serving) {
 			if err := d.Write(dir); err != nil {
 				t.Fatal(err)
 			}

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"oci-mainpid-hook/internal/unitfile"
 )
 
 // corpusKeys are the keys of podman-systemd.unit(5) by section. The corpus has
@@ -40,7 +42,7 @@ var corpusKeys = map[string]string{
 	"Artifact": `Artifact AuthFile CertDir ContainersConfModule Creds DecryptionKey GlobalArgs PodmanArgs Quiet Retry
 		RetryDelay ServiceName TLSVerify`,
 	"Quadlet": "DefaultDependencies",
-	section:   "User Cgroup",
+	section:   "Cgroup",
 }
 
 // corpusFiles returns the text of the Quadlet files by name.
@@ -65,7 +67,7 @@ func TestCorpusCoversEveryKey(t *testing.T) {
 	seen := map[string]bool{}
 	files := corpusFiles(t, "testdata/corpus")
 	for name, text := range files {
-		u, err := Parse([]byte(text))
+		u, err := unitfile.Parse([]byte(text))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue

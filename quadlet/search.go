@@ -1,7 +1,6 @@
 package quadlet
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,26 +9,9 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/unitfile"
 )
-
-// kinds are the types of Quadlet files, podman-systemd.unit(5), with what
-// Quadlet appends to the name of the service that it makes of one.
-var kinds = map[string]string{
-	".container": "",
-	".kube":      "",
-	".pod":       "-pod",
-	".volume":    "-volume",
-	".network":   "-network",
-	".image":     "-image",
-	".build":     "-build",
-	".artifact":  "-artifact",
-}
-
-// IsQuadlet reports whether name is that of a Quadlet file.
-func IsQuadlet(name string) bool {
-	_, ok := kinds[filepath.Ext(name)]
-	return ok
-}
 
 // SearchDirs returns the directories in which Quadlet looks for the system's
 // files, in its order, podman-systemd.unit(5): those of $QUADLET_UNIT_DIRS or
@@ -100,14 +82,14 @@ func quadletFiles(dirs []string) map[string]string {
 }
 
 // loadQuadlet reads a Quadlet file with the drop-ins that Quadlet applies.
-func loadQuadlet(path string, dirs []string) (*Unit, error) {
+func loadQuadlet(path string, dirs []string) (*unitfile.File, error) {
 	var dropins []string
 	for _, name := range dropinNames(filepath.Base(path)) {
 		for _, dir := range dirs {
 			dropins = append(dropins, filepath.Join(dir, name))
 		}
 	}
-	return LoadWithDropins(path, dropins, "")
+	return unitfile.LoadWithDropins(path, dropins, "")
 }
 
 // dropinNames returns the names of the directories of a Quadlet file's drop-ins,
@@ -132,9 +114,9 @@ func dropinNames(file string) []string {
 	return append(names, ext[1:]+".d")
 }
 
-// Asks reports whether any Quadlet file or drop-in in the directories has a
-// section [X-MainPID], be it misspelt, or a User= in [Service]. It looks at the
-// bytes only: it must cost a boot without such files next to nothing.
+// Asks reports whether any Quadlet file or drop-in in the directories is ours to
+// serve or to refuse. It looks at the bytes only: it must cost a boot without such
+// files next to nothing.
 func Asks(dirs []string) bool {
 	var group sync.WaitGroup
 	var asks atomic.Bool
@@ -203,7 +185,7 @@ func anyAsks(dir string, names []string, counts func(name string) bool) bool {
 	return false
 }
 
-// fileAsks reads the file into buf, which grows as needed up to maxUnitSize.
+// fileAsks reads the file into buf, which grows as needed up to unitfile.MaxSize.
 func fileAsks(dir int, name string, buf *[]byte) bool {
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -222,55 +204,10 @@ func fileAsks(dir int, name string, buf *[]byte) bool {
 		if have += n; have < len(*buf) {
 			break // a regular file gives all it has
 		}
-		if have > maxUnitSize {
+		if have > unitfile.MaxSize {
 			return true // let Quadlet read it
 		}
 		*buf = append(*buf, make([]byte, have)...)
 	}
 	return textAsks((*buf)[:have])
-}
-
-func textAsks(text []byte) bool {
-	inService := false
-	for len(text) > 0 {
-		line := text
-		if i := bytes.IndexByte(text, '\n'); i >= 0 {
-			line, text = text[:i], text[i+1:]
-		} else {
-			text = nil
-		}
-		line = bytes.TrimLeft(line, whitespace)
-		switch {
-		case len(line) == 0:
-		case line[0] == '[':
-			name := bytes.Trim(line, whitespace+"[]")
-			inService = string(name) == "Service"
-			if !inService && meansMainPID(string(name)) {
-				return true
-			}
-		case inService && bytes.HasPrefix(line, []byte("User")):
-			if key, _, ok := bytes.Cut(line, []byte("=")); ok && string(bytes.TrimRight(key, whitespace)) == "User" {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// section is what a user writes into a Quadlet file.
-const section = "X-MainPID"
-
-// meansMainPID reports whether the section's name is ours or a slip of it. Who
-// misspells it must not get a container that runs as root.
-func meansMainPID(name string) bool {
-	if len(name) < len("MainPID") || len(name) > len("X - Main - PID") {
-		return false
-	}
-	plain := make([]byte, 0, len(name))
-	for i := 0; i < len(name); i++ {
-		if c := name[i]; c != '-' && c != '_' && c != ' ' {
-			plain = append(plain, c|0x20)
-		}
-	}
-	return string(plain) == "xmainpid" || string(plain) == "mainpid"
 }

@@ -35,10 +35,16 @@ func TestAsks(t *testing.T) {
 		want             bool
 	}{
 		{"no section", "web.container", "[Container]\nUser=1000\n[Service]\nRestart=always\n", false},
+		{"user in an unknown section", "web.container", "[Container]\nImage=x\n[Servce]\nUser=web\n", true},
+		{"a slip of the user's key", "web.container", "[Service]\nuesr=web\n", true},
+		{"a key that only begins like it", "web.container", "[Service]\nUserXY=web\nUMask=7\n", false},
+		{"an en dash", "web.container", "[X\u2013MainPID]\nCgroup=user\n", true},
+		{"text behind the section", "web.container", "[X-MainPID] # x\n", true},
+		{"behind a carriage return", "web.container", "[Service]\nRestart=no\rUser=web\n", true},
 		{"our section", "web.container", "[Container]\nImage=x\n[X-MainPID]\nUser=web\n", true},
 		{"misspelt", "web.container", "[Container]\nImage=x\n[x-mainpid]\nUser=web\n", true},
 		{"user of the service", "web.kube", "[Kube]\n[Service]\nRestart=no\nUser = web\n", true},
-		{"another key of that start", "web.kube", "[Service]\nUserX=web\nUser\n", false},
+		{"another key of that start", "web.kube", "[Service]\nUserXY=web\nUser\n", false},
 		{"in a comment", "web.container", "# [X-MainPID]\n[Service]\n#User=web\n", false},
 		{"in a value", "web.container", "[Container]\nExec=[X-MainPID]\n", false},
 		{"in another section after it", "web.container", "[Service]\n[Container]\nUser=web\n", false},

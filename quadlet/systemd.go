@@ -11,6 +11,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/unitfile"
 )
 
 // UnitDirs is where the system manager finds unit files of administrators and
@@ -25,8 +28,8 @@ var UnitDirs = []string{
 }
 
 // SystemdVersion asks systemctl for systemd's version.
-func SystemdVersion() (int, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+func SystemdVersion(ctx context.Context) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "systemctl", "--version").Output()
 	if err != nil {
@@ -48,7 +51,7 @@ func parseSystemdVersion(out string) (int, error) {
 		}
 	}
 	line, _, _ := strings.Cut(out, "\n")
-	return 0, fmt.Errorf("systemctl --version: no version in %q", clip(line))
+	return 0, fmt.Errorf("systemctl --version: no version in %q", unitfile.Clip(line))
 }
 
 // Sockets tells which socket units a service gets descriptors from.
@@ -69,13 +72,13 @@ func ReadSockets(dirs []string) Sockets {
 				continue
 			}
 			seen[name] = true
-			u, err := LoadWithDropins(filepath.Join(dir, name), dropinDirs(dirs, name), "")
+			u, err := unitfile.LoadWithDropins(filepath.Join(dir, name), dropinDirs(dirs, name), "")
 			if err != nil || len(u.Assignments) == 0 {
 				continue
 			}
 			service := u.Get("Socket", "Service")
 			if service == "" {
-				service = stem(name) + ".service"
+				service = unitfile.Stem(name) + ".service"
 			}
 			sockets[service] = append(sockets[service], name)
 		}
@@ -84,8 +87,8 @@ func ReadSockets(dirs []string) Sockets {
 }
 
 // Of returns the sockets of a service, with those that its own Sockets= names.
-func (s Sockets) Of(name string, u *Unit) []string {
-	sockets := append(slices.Clone(s[name]), s[templateOf(name)]...)
+func (s Sockets) Of(name string, u *unitfile.File) []string {
+	sockets := append(slices.Clone(s[name]), s[unitfile.TemplateOf(name)]...)
 	for _, line := range u.List("Service", "Sockets") {
 		sockets = append(sockets, strings.Fields(line)...)
 	}
@@ -95,7 +98,7 @@ func (s Sockets) Of(name string, u *Unit) []string {
 
 // LoadService reads a hand-written service with its drop-ins, except ours: those
 // next to it and, where it lies in a directory of systemd's, in all of those.
-func LoadService(path string, unitDirs []string) (*Unit, error) {
+func LoadService(path string, unitDirs []string) (*unitfile.File, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
@@ -108,10 +111,10 @@ func LoadService(path string, unitDirs []string) (*Unit, error) {
 	}
 	var dropins []string
 	dropins = append(dropins, dropinDirs(dirs, name)...)
-	if t := templateOf(name); t != name {
+	if t := unitfile.TemplateOf(name); t != name {
 		dropins = append(dropins, dropinDirs(dirs, t)...)
 	}
-	return LoadWithDropins(path, dropins, DropinName)
+	return unitfile.LoadWithDropins(path, dropins, dropin.Name)
 }
 
 func dropinDirs(dirs []string, name string) []string {

@@ -3,6 +3,9 @@ package quadlet
 import (
 	"reflect"
 	"testing"
+
+	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/unitfile"
 )
 
 func TestParseSystemdVersion(t *testing.T) {
@@ -34,21 +37,21 @@ func TestSockets(t *testing.T) {
 	write(t, dir+"/usr/masked.socket", "[Socket]\nListenStream=2\n")
 	write(t, dir+"/usr/broken.socket", "\x00")
 	sockets := ReadSockets([]string{dir + "/etc", dir + "/none", dir + "/usr"})
-	u, err := Parse([]byte("[Service]\nSockets=a.socket b.socket\nSockets=tls.socket\n"))
+	u, err := unitfile.Parse([]byte("[Service]\nSockets=a.socket b.socket\nSockets=tls.socket\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, test := range []struct {
 		name string
-		unit *Unit
+		unit *unitfile.File
 		want []string
 	}{
-		{"web.service", &Unit{}, []string{"tls.socket", "web.socket"}},
+		{"web.service", &unitfile.File{}, []string{"tls.socket", "web.socket"}},
 		{"web.service", u, []string{"a.socket", "b.socket", "tls.socket", "web.socket"}},
-		{"inst@a.service", &Unit{}, []string{"inst@.socket"}},
-		{"tls.service", &Unit{}, nil},
-		{"masked.service", &Unit{}, nil},
-		{"overridden.service", &Unit{}, nil},
+		{"inst@a.service", &unitfile.File{}, []string{"inst@.socket"}},
+		{"tls.service", &unitfile.File{}, nil},
+		{"masked.service", &unitfile.File{}, nil},
+		{"overridden.service", &unitfile.File{}, nil},
 	} {
 		if got := sockets.Of(test.name, test.unit); len(got)+len(test.want) > 0 && !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
@@ -62,7 +65,7 @@ func TestLoadService(t *testing.T) {
 	write(t, usr+"/web@a.service", "[Service]\nExecStart=/bin/a\n")
 	write(t, etc+"/web@a.service.d/20.conf", "[Service]\nType=exec\n")
 	write(t, etc+"/web@.service.d/10.conf", "[Service]\nUser=web\n")
-	write(t, etc+"/web@a.service.d/"+DropinName, "[Service]\nUser=ours\n")
+	write(t, etc+"/web@a.service.d/"+dropin.Name, "[Service]\nUser=ours\n")
 	u, err := LoadService(usr+"/web@a.service", []string{etc, usr})
 	if err != nil || u.Get("Service", "User") != "web" || u.Get("Service", "Type") != "exec" {
 		t.Errorf("in a directory of systemd's: %q, %v", u.Assignments, err)

@@ -146,20 +146,3 @@ func TestWriteFile(t *testing.T) {
 		}
 	}
 }
-
-func TestParseDropins(t *testing.T) {
-	const out = `# /web.service.d/50-oci-mainpid.conf
-# Made by oci-mainpid generate from /x
-
-[Service]
-User=web
-
-# /user@1000.service.d/50-oci-mainpid.conf
-# Made by oci-mainpid generate from x
-
-`
-	got := parseDropins(out)
-	if len(got) != 2 || got["web.service"] != "# Made by oci-mainpid generate from /x\n\n[Service]\nUser=web\n" || got["user@1000.service"] != "# Made by oci-mainpid generate from x\n" {
-		t.Errorf("%q", got)
-	}
-}

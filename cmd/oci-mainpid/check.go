@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,10 +14,10 @@ import (
 	"oci-mainpid-hook/internal/diagnosis"
 	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/internal/terminal"
-	"oci-mainpid-hook/quadlet"
+	"oci-mainpid-hook/internal/unitfile"
 )
 
-func checkCommand(steps *message.Log) *cobra.Command {
+func checkCommand(log *message.Log) *cobra.Command {
 	format := ""
 	cmd := &cobra.Command{
 		Use:   "check [flags] [UNIT...]",
@@ -35,14 +34,14 @@ The exit status is 1 if something would not work.`,
 			}
 			names := serviceNames(args)
 			for _, name := range names {
-				if err := quadlet.CheckServiceName(name); err != nil {
+				if err := unitfile.CheckServiceName(name); err != nil {
 					return usageError(err)
 				}
-				if quadlet.IsTemplate(name) {
+				if unitfile.IsTemplate(name) {
 					return usageError(fmt.Errorf("%s is a template, name one of its instances", name))
 				}
 			}
-			return check(cmd.Context(), cmd.OutOrStdout(), names, format, steps)
+			return check(cmd.Context(), cmd.OutOrStdout(), names, format, log)
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "text", "`FORMAT` is text or json")
@@ -58,13 +57,13 @@ type report struct {
 	Points   []diagnosis.Point `json:"points"`
 }
 
-func check(ctx context.Context, w io.Writer, names []string, format string, steps *message.Log) error {
-	m, stop, err := connect(&ctx, steps)
+func check(ctx context.Context, w io.Writer, names []string, format string, log *message.Log) error {
+	m, stop, err := connect(&ctx, log)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	reader, err := diagnosis.NewReader(ctx, m, regenerate)
+	reader, err := diagnosis.NewReader(ctx, m)
 	if err != nil {
 		return err
 	}
@@ -79,7 +78,7 @@ func check(ctx context.Context, w io.Writer, names []string, format string, step
 		}
 	}
 	points := reader.Machine().Points()
-	steps.Step("looking at these units: %s", strings.Join(names, " "))
+	log.Step("looking at these units: %s", strings.Join(names, " "))
 	for _, name := range names {
 		points = append(points, reader.Unit(ctx, name).Points()...)
 	}
@@ -93,7 +92,7 @@ func check(ctx context.Context, w io.Writer, names []string, format string, step
 		err = encoder.Encode(report{failures == 0, failures, warnings, points})
 	} else {
 		o := terminal.New(w)
-		diagnosis.Write(o, points, steps.Verbose)
+		diagnosis.Write(o, points, log.Verbose)
 		if len(names) == 0 {
 			o.Printf("no unit runs its container as a user yet: oci-mainpid generate --help\n")
 		}
@@ -102,37 +101,4 @@ func check(ctx context.Context, w io.Writer, names []string, format string, step
 		err = fmt.Errorf("%d of %d points would keep it from working", failures, len(points))
 	}
 	return err
-}
-
-// regenerate is oci-mainpid generate, without its effects.
-func regenerate(user string, cgroup quadlet.Cgroup, file string) (map[string]string, error) {
-	var out bytes.Buffer
-	g := generation{
-		user: user, cgroup: string(cgroup), dryRun: true, outputDir: "/",
-		unitDirs: quadlet.UnitDirs, findQuadlet: quadlet.FindQuadlet, programs: quadlet.FindPrograms(),
-		stdout: &out, stderr: io.Discard, steps: new(message.Log),
-	}
-	if err := g.run([]string{file}); err != nil {
-		return nil, err
-	}
-	return parseDropins(out.String()), nil
-}
-
-// parseDropins splits what generate --dry-run prints: for each drop-in a comment
-// with its path, its text, and an empty line.
-func parseDropins(out string) map[string]string {
-	dropins := map[string]string{}
-	unit := ""
-	for line := range strings.Lines(out) {
-		path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "# /")
-		if dir, isDropin := strings.CutSuffix(path, ".d/"+quadlet.DropinName); ok && isDropin {
-			unit = dir
-			continue
-		}
-		dropins[unit] += line
-	}
-	for unit, text := range dropins {
-		dropins[unit] = strings.TrimSuffix(text, "\n")
-	}
-	return dropins
 }

@@ -1,13 +1,20 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/quadlet"
 )
@@ -18,9 +25,8 @@ const generatorName = "oci-mainpid-generator"
 const generatorUsage = `Usage: oci-mainpid-generator DIR [EARLYDIR LATEDIR]
        oci-mainpid-generator --dry-run
 
-Writes a drop-in into DIR for each Quadlet file with a section [X-MainPID].
-systemd runs it, see oci-mainpid-generator(8). With --dry-run it prints the
-drop-ins.
+Writes a drop-in into DIR for each Quadlet file with a User= in [Service]. systemd
+runs it, see oci-mainpid-generator(8). With --dry-run it prints the drop-ins.
 `
 
 // generator is the whole program under that name. Its exit status is 0 unless
@@ -45,39 +51,89 @@ func generator(args []string) int {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(256 << 20)
 	log := newLog(dryRun)
-	g := quadlet.NewGenerator(quadlet.FindPrograms(), log)
+	planner := quadlet.NewPlanner(dropin.Generator)
 	// As for systemd's own programs, systemd(1).
-	level := os.Getenv("SYSTEMD_LOG_LEVEL")
-	g.Verbose = level == "debug" || level == "7"
-	dropins := g.Dropins()
+	if level := os.Getenv("SYSTEMD_LOG_LEVEL"); level == "debug" || level == "7" {
+		planner.Step = func(service, text string) { log(message.Step, service, text) }
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), generatorTimeout)
+	defer cancel()
+	plan := planner.Quadlet(ctx)
 	if dryRun {
-		for _, d := range dropins {
+		refusing, serving := plan.Dropins()
+		for _, d := range slices.Concat(refusing, serving) {
 			fmt.Printf("---%s---\n%s\n", d.Path(""), d.Text())
 		}
-		return 0
+	} else {
+		writePlan(log, plan, args[0], args[min(1, len(args)-1)])
 	}
-	failed := make([]error, len(dropins))
-	quadlet.Parallel(len(dropins), func(i int) { failed[i] = dropins[i].WriteNew(args[0]) })
-	for i, err := range failed {
-		if err != nil {
-			log(quadlet.Error, dropins[i].Unit, fmt.Sprintf("%v; systemctl daemon-reload tries again", err))
+	if len(plan.Decisions) > 0 {
+		if warning := planner.VersionWarning(ctx); warning != "" {
+			plan.Warnings = append(plan.Warnings, warning)
 		}
 	}
+	logPlan(log, plan)
 	return 0
 }
 
-// kinds are the kinds of the generator's messages, by their level.
-var kinds = map[quadlet.Level]message.Kind{
-	quadlet.Refused: message.UnitRefused,
-	quadlet.Error:   message.GeneratorFailed,
-	quadlet.Warning: message.UnitWarning,
-	quadlet.Step:    message.Step,
+// generatorTimeout bounds the generator's run: Quadlet's, and the name service's.
+// systemd kills generators after 90 s, systemd.generator(7). What is not known by
+// then does not start.
+const generatorTimeout = 30 * time.Second
+
+func logPlan(log logFunc, plan *quadlet.Plan) {
+	for _, text := range plan.Errors {
+		log(message.GeneratorFailed, "", text)
+	}
+	for _, text := range plan.Warnings {
+		log(message.UnitWarning, "", text)
+	}
+	for _, d := range plan.Decisions {
+		for _, text := range d.Warnings {
+			log(message.UnitWarning, d.Service, text)
+		}
+		if d.Err != nil {
+			log(message.UnitRefused, d.Service, "will not start: "+d.Err.Error())
+		}
+	}
 }
+
+// writePlan writes the drop-ins into dir, those that refuse first, and links that
+// mask units into masks.
+func writePlan(log logFunc, plan *quadlet.Plan, dir, masks string) {
+	refusing, serving := plan.Dropins()
+	for _, dropins := range [][]*dropin.Dropin{refusing, serving} {
+		failed := make([]error, len(dropins))
+		quadlet.Parallel(len(dropins), func(i int) { failed[i] = writeOrMask(dropins[i], dir, masks) })
+		for i, err := range failed {
+			if err != nil {
+				log(message.GeneratorFailed, dropins[i].Unit, fmt.Sprintf("%v; make room, then: systemctl daemon-reload", err))
+			}
+		}
+	}
+}
+
+// writeOrMask writes a drop-in. If that fails, systemd would start a unit that is
+// not as it was decided, and so the unit is masked: a link needs no room in a file
+// system that is full.
+func writeOrMask(d *dropin.Dropin, dir, masks string) error {
+	err := d.Write(dir)
+	if err == nil || manager.IsUserManager(d.Unit) {
+		return err
+	}
+	if maskErr := os.Symlink("/dev/null", filepath.Join(masks, d.Unit)); maskErr != nil {
+		return errors.Join(err, maskErr)
+	}
+	return fmt.Errorf("%w; the unit is masked, so that it does not start without its drop-in", err)
+}
+
+// logFunc takes a line for the administrator about a service, "" for none.
+type logFunc func(kind message.Kind, service, text string)
 
 // newLog returns where messages go: to the journal; to the kernel's log, as at
 // boot there may be no other, systemd.generator(7); to stderr, if somebody
 // watches or both are shut.
-func newLog(dryRun bool) func(level quadlet.Level, service, text string) {
+func newLog(dryRun bool) logFunc {
 	kmsg := -1
 	if !dryRun {
 		// In a container it may be a FIFO that nobody reads.
@@ -88,8 +144,7 @@ func newLog(dryRun bool) func(level quadlet.Level, service, text string) {
 	_, err := unix.IoctlGetTermios(2, unix.TCGETS)
 	terminal := err == nil
 	log := message.Log{Program: message.Generator}
-	return func(level quadlet.Level, service, text string) {
-		kind := kinds[level]
+	return func(kind message.Kind, service, text string) {
 		if service != "" {
 			text = service + ": " + text
 		}

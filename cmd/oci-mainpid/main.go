@@ -71,7 +71,7 @@ func run(root *cobra.Command) error {
 }
 
 func command() *cobra.Command {
-	steps := &message.Log{Program: message.OCIMainPID}
+	log := &message.Log{Program: message.OCIMainPID}
 	// cobra's own --version comes with a -v, and its template with 1.4 MB.
 	printVersion := false
 	root := &cobra.Command{
@@ -96,8 +96,8 @@ func command() *cobra.Command {
 	}
 	root.Flags().BoolVar(&printVersion, "version", false, "print the version")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
-	root.PersistentFlags().BoolVar(&steps.Verbose, "verbose", false, "say what is done, on standard error; check: of several units, show what is well, too")
-	root.AddCommand(generateCommand(steps), checkCommand(steps), statusCommand(steps), explainCommand(steps), refuseCommand())
+	root.PersistentFlags().BoolVar(&log.Verbose, "verbose", false, "say what is done, on standard error; check: of several units, show what is well, too")
+	root.AddCommand(generateCommand(log), checkCommand(log), statusCommand(log), explainCommand(log), refuseCommand())
 	return root
 }
 

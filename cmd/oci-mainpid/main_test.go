@@ -8,7 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"oci-mainpid-hook/internal/message"
+	"oci-mainpid-hook/internal/account"
+	"oci-mainpid-hook/internal/dropin"
 	"oci-mainpid-hook/quadlet"
 )
 
@@ -58,12 +59,12 @@ func (p place) generate(args ...string) (stdout, stderr string, err error) {
 			args[i] = p.path(a)
 		}
 	}
-	cmd := newGenerateCommand(generation{
-		steps:       new(message.Log),
-		accounts:    quadlet.Accounts{Etc: p.path("etc"), Getent: "-"},
-		programs:    quadlet.Programs{OCIMainPID: "/usr/bin/oci-mainpid", NotifyMainPID: p.path("notify-mainpid")},
-		findQuadlet: func() (string, bool, error) { return p.path("quadlet"), false, nil },
-	})
+	planner := quadlet.NewPlanner(dropin.Generate)
+	planner.Accounts = &account.Accounts{Etc: p.path("etc"), Getent: "-"}
+	planner.Programs = dropin.Programs{OCIMainPID: "/usr/bin/oci-mainpid", NotifyMainPID: p.path("notify-mainpid")}
+	planner.FindQuadlet = func() (string, bool, error) { return p.path("quadlet"), false, nil }
+	planner.UnitDirs = nil
+	cmd := newGenerateCommand(generation{planner: planner})
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	cmd.SetFlagErrorFunc(command().FlagErrorFunc())
 	cmd.SetArgs(append([]string{"--systemd-version=257", "--output-dir=" + p.path("out")}, args...))
@@ -136,7 +137,7 @@ func TestGenerateRefuses(t *testing.T) {
 	}{
 		{"no file", []string{"--user=web"}, "no FILE given", true},
 		{"no user", []string{"web.service"}, "--user is missing", true},
-		{"unknown mode", []string{"--user=web", "--cgroup=x", "web.service"}, "--cgroup: Cgroup=x is none of", true},
+		{"unknown mode", []string{"--user=web", "--cgroup=x", "web.service"}, "\"--cgroup\" flag: Cgroup=x is none of", true},
 		{"unknown flag", []string{"--usr=web", "web.service"}, "unknown flag", true},
 		{"unknown user", []string{"--user=nobodyhere", "web.service"}, `--user: user "nobodyhere" does not exist`, false},
 		{"root", []string{"--user=root", "web.service"}, "is root", false},
@@ -170,10 +171,11 @@ func TestGenerateRefuses(t *testing.T) {
 
 func TestGenerateQuadlet(t *testing.T) {
 	p := newPlace(t)
-	p.write("q/web.container", "[Container]\nImage=x\nVolume=data.volume:/data\n")
-	p.write("q/data.volume", "[Volume]\n")
+	p.write("q/web.container", "[Container]\nImage=x\nVolume=data.volume:/data\n[Service]\nUser=web\n")
+	p.write("q/data.volume", "[Volume]\n[Service]\nUser=web\n")
+	p.write("q/root.container", "[Container]\nImage=x\n")
 	p.write("q/bad.container", "[Container]\nNonsense=x\n")
-	p.write("q/asks.container", "[Container]\nImage=x\n[X-MainPID]\nUser=db\n")
+	p.write("q/asks.container", "[Container]\nImage=x\n[Service]\nUser=db\n")
 	p.write("quadlet", `#!/bin/sh
 [ "$QUADLET_UNIT_DIRS" = `+p.path("q")+` ] || exit 2
 echo 'quadlet-generator[1]: converting "bad.container": no Image or Rootfs key specified' >&2
@@ -184,26 +186,31 @@ Image=x
 Volume=data.volume:/data
 [Unit]
 SourcePath=`+p.path("q/web.container")+`
-`+strings.Replace(unit, "Type", "#\nType", 1)+`
+`+strings.Replace(unit, "Type", "#\nUser=web\nType", 1)+`
 ---data-volume.service---
 [X-Volume]
 [Unit]
 SourcePath=`+p.path("q/data.volume")+`
 [Service]
+User=web
 Type=oneshot
 ExecStart=/usr/bin/podman volume create systemd-data
 ---asks.service---
 [X-Container]
 Image=x
-[X-MainPID]
-User=db
 [Unit]
 SourcePath=`+p.path("q/asks.container")+`
+`+unit+`User=db
+---root.service---
+[X-Container]
+Image=x
+[Unit]
+SourcePath=`+p.path("q/root.container")+`
 `+unit+`
 END
 exit 1
 `)
-	stdout, _, err := p.generate("--user=web", "q/web.container")
+	stdout, _, err := p.generate("q/web.container")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,19 +221,19 @@ exit 1
 		t.Error("wrote for a file that was not given")
 	}
 	if _, _, err := p.generate("--cgroup=user", "q/asks.container"); err != nil || !strings.Contains(p.read("out/asks.service.d/50-oci-mainpid.conf"), "Delegate=no") {
-		t.Errorf("a file that asks: %v", err)
+		t.Errorf("another mode: %v", err)
 	}
 	for _, test := range []struct{ file, want string }{
-		{"q/asks.container", "asks.container: has User=db already, --user=web differs"},
+		{"q/root.container", "root.container: has no user; write User=NAME in [Service] of "},
 		{"q/bad.container", "bad.container: Quadlet makes no service of bad.container: no Image or Rootfs key specified"},
 		{"q/missing.container", "missing.container: open "},
 	} {
-		if _, _, err := p.generate("--user=web", test.file); err == nil || !strings.HasPrefix(err.Error(), test.want) {
+		if _, _, err := p.generate(test.file); err == nil || !strings.HasPrefix(err.Error(), test.want) {
 			t.Errorf("%s: %v", test.file, err)
 		}
 	}
-	if _, _, err := p.generate("q/web.container"); err == nil || !strings.Contains(err.Error(), "no User=") {
-		t.Errorf("without a user: %v", err)
+	if _, _, err := p.generate("--user=db", "q/web.container"); !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "write User=db in [Service] of") {
+		t.Errorf("--user: %v", err)
 	}
 }
 

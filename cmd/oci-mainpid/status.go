@@ -22,7 +22,7 @@ import (
 	"oci-mainpid-hook/internal/terminal"
 )
 
-func statusCommand(steps *message.Log) *cobra.Command {
+func statusCommand(log *message.Log) *cobra.Command {
 	format, watch := "", false
 	cmd := &cobra.Command{
 		Use:   "status [flags] [UNIT...]",
@@ -39,7 +39,7 @@ it and as podman has it, and whether systemd's main process is podman's conmon.`
 			if watch && format == "prometheus" {
 				return usageError(errors.New("--watch goes with the formats table and json only"))
 			}
-			return showStatus(cmd.Context(), serviceNames(args), watch, write, steps)
+			return showStatus(cmd.Context(), serviceNames(args), watch, write, log)
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "table", "`FORMAT` is table, json, or prometheus for node_exporter's textfile collector")
@@ -88,8 +88,8 @@ func statusWriter(format string, w io.Writer) (func(services []status.Service, w
 // settle is how long changes are waited for that come together.
 const settle = 100 * time.Millisecond
 
-func showStatus(ctx context.Context, names []string, watch bool, write func([]status.Service, bool) error, steps *message.Log) error {
-	m, stop, err := connect(&ctx, steps)
+func showStatus(ctx context.Context, names []string, watch bool, write func([]status.Service, bool) error, log *message.Log) error {
+	m, stop, err := connect(&ctx, log)
 	if err != nil {
 		return err
 	}

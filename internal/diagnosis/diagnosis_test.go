@@ -13,10 +13,13 @@ import (
 	"time"
 
 	"oci-mainpid-hook/conmonbridge"
+	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/containersconf"
+	"oci-mainpid-hook/internal/dropin"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/status"
 	"oci-mainpid-hook/internal/terminal"
+	"oci-mainpid-hook/internal/unitfile"
 	"oci-mainpid-hook/quadlet"
 )
 
@@ -45,14 +48,18 @@ func goodMachine() Machine {
 func goodUnit() Unit {
 	yes := true
 	const files = "/run/oci-mainpid/web.service/"
-	text, err := quadlet.Parse([]byte("[Service]\nUser=web\nDelegate=yes\nNotifyAccess=all\n"))
+	text, err := unitfile.Parse([]byte("[Service]\nUser=web\nDelegate=yes\nNotifyAccess=all\n"))
 	if err != nil {
 		panic(err)
+	}
+	origin := dropin.Origin{
+		Maker: dropin.Generate, Format: 2, Source: "/etc/systemd/system/web.service", User: "web", UID: 1000, Options: dropin.Options{Cgroup: dropin.Mixed},
 	}
 	return Unit{
 		Name: "web.service",
 		Unit: &manager.Unit{
-			Name: "web.service", LoadState: "loaded", ActiveState: "active", SubState: "running", Result: "success", MainPID: 9,
+			Origin: origin,
+			Name:   "web.service", LoadState: "loaded", ActiveState: "active", SubState: "running", Result: "success", MainPID: 9,
 			Fragment: "/etc/systemd/system/web.service", User: "web", UID: 1000, Type: "notify", NotifyAccess: "all", Delegate: true,
 			Environment: []string{"XDG_RUNTIME_DIR=/run/user/1000", "OCI_MAINPID_FILE=" + files + "mainpid"}, OpenFiles: []string{files + "mainpid"},
 			Wants: []string{"user@1000.service"}, After: []string{"basic.target", "user@1000.service"},
@@ -61,11 +68,11 @@ func goodUnit() Unit {
 			Post:       []manager.Command{{Path: "/x/notify-mainpid", Arguments: []string{"notify-mainpid", "--user=1000", files + "mainpid", files + "result"}, Flags: []string{"privileged"}}},
 			Properties: manager.Properties{},
 		},
-		Dropin:      Dropin{Path: "/etc/systemd/system/web.service.d/50-oci-mainpid.conf", Source: "/etc/systemd/system/web.service", Text: text, Current: true, Cgroup: quadlet.Mixed},
-		Account:     quadlet.Account{Name: "web", UID: 1000},
+		Dropin:      Dropin{Path: "/etc/systemd/system/web.service.d/50-oci-mainpid.conf", Origin: origin, Text: text, Current: true, Planned: &quadlet.Decision{Service: "web.service"}},
+		Account:     account.Account{Name: "web", UID: 1000, Home: "/home/web"},
 		Home:        Home{Path: "/home/web"},
 		FreeIDs:     "231072-296607",
-		UserManager: &manager.Unit{ActiveState: "active"}, Stays: true, RuntimeDir: true, Bus: true, Controllers: controllers,
+		UserManager: &manager.Unit{ActiveState: "active"}, ManagerStays: true, RuntimeDir: true, Bus: true, Controllers: controllers,
 		Settings: containersconf.Settings{HooksDir: []string{containersconf.DefaultHooksDir}},
 		Hook:     Hook{JSON: "/usr/share/containers/oci/hooks.d/oci-mainpid-hook.json"},
 		Offered:  controllers,
@@ -184,7 +191,7 @@ func TestUnits(t *testing.T) {
 		found, remedy string
 	}{
 		"not there":            {func(u *Unit) { u.Err = fmt.Errorf("x: %w", manager.ErrNoUnit) }, "unit", Fail, "no unit of this name", "daemon-reload"},
-		"not there yet":        {func(u *Unit) { u.Err, u.Dropin = manager.ErrNoUnit, Dropin{Wanted: true} }, "unit", Fail, "has not read that yet", "systemctl daemon-reload && systemctl start web.service"},
+		"not there yet":        {func(u *Unit) { u.Err, u.Dropin = manager.ErrNoUnit, Dropin{Planned: &quadlet.Decision{}} }, "unit", Fail, "has not read that yet", "systemctl daemon-reload && systemctl start web.service"},
 		"systemd does not say": {func(u *Unit) { u.Err = errors.New("timeout") }, "unit", Fail, "timeout", "systemctl status"},
 		"masked":               {func(u *Unit) { u.Unit.LoadState = "masked" }, "unit", Fail, "masked", "unmask"},
 		"wrong":                {func(u *Unit) { u.Unit.LoadState, u.Unit.LoadError = "bad-setting", "no ExecStart=" }, "unit", Fail, "bad-setting: no ExecStart=", "systemd-analyze verify"},
@@ -193,34 +200,42 @@ func TestUnits(t *testing.T) {
 		}, "unit", Fail, "no such user", "daemon-reload"},
 		"changed on disk":            {func(u *Unit) { u.Unit.NeedReload = true }, "unit", Fail, "have changed", "daemon-reload"},
 		"no drop-in":                 {func(u *Unit) { u.Dropin, u.Unit.Post, u.Unit.Pre = Dropin{}, nil, nil }, "drop-in", Fail, "is not there", again},
-		"the generator's is missing": {func(u *Unit) { u.Dropin = Dropin{Wanted: true, Generator: true} }, "drop-in", Fail, "no drop-in of the generator", "systemctl daemon-reload"},
+		"the generator's is missing": {func(u *Unit) { u.Dropin = Dropin{Planned: &quadlet.Decision{}} }, "drop-in", Fail, "no drop-in of the generator", "systemctl daemon-reload"},
 		"by hand":                    {func(u *Unit) { u.Dropin = Dropin{} }, "drop-in", OK, "runs notify-mainpid of itself", ""},
 		"a drop-in by hand":          {func(u *Unit) { u.Dropin.Foreign = true }, "drop-in", OK, "written by hand", ""},
 		"stale":                      {func(u *Unit) { u.Dropin.Current = false }, "drop-in", Fail, "is not what would be written now", again},
-		"stale, Cgroup=user":         {func(u *Unit) { u.Dropin.Current, u.Dropin.Cgroup = false, quadlet.User }, "drop-in", Fail, "", "--cgroup=user /etc"},
-		"stale, of the generator":    {func(u *Unit) { u.Dropin.Current, u.Dropin.Generator = false, true }, "drop-in", Fail, "", "systemctl daemon-reload && systemctl restart"},
-		"not comparable":             {func(u *Unit) { u.Dropin.Err = errors.New("why") }, "drop-in", Warn, "why", again},
+		"stale, Cgroup=user":         {func(u *Unit) { u.Dropin.Current, u.Dropin.Origin.Options.Cgroup = false, dropin.User }, "drop-in", Fail, "", "generate --user=web --cgroup=user /etc"},
+		"stale, of a Quadlet file":   {func(u *Unit) { u.Dropin.Current, u.Dropin.Origin.Source = false, "/etc/web.container" }, "drop-in", Fail, "", "generate /etc/web.container &&"},
+		"stale, of the generator":    {func(u *Unit) { u.Dropin.Current, u.Dropin.Origin.Maker = false, dropin.Generator }, "drop-in", Fail, "", "systemctl daemon-reload && systemctl restart"},
+		"of a version before":        {func(u *Unit) { u.Dropin.Current, u.Dropin.Origin.Format = false, 0 }, "drop-in", Warn, "was made by another version", again},
+		"its file is gone":           {func(u *Unit) { u.Dropin.Current, u.Dropin.Planned = false, nil }, "drop-in", Fail, "/etc/systemd/system/web.service is gone", again},
+		"a rootful Quadlet file": {func(u *Unit) {
+			u.Dropin, u.Unit.Post, u.Unit.Pre, u.Unit.User, u.Unit.Source = Dropin{}, nil, nil, "", "/etc/web.container"
+		}, "drop-in", Fail, "and no User=", "write User=USER in [Service] of /etc/web.container, then: systemctl daemon-reload"},
+		"not comparable": {func(u *Unit) { u.Dropin.Err = errors.New("why") }, "drop-in", Warn, "why", again},
 		"no subordinate IDs": {func(u *Unit) {
-			u.AccountErr = errors.New(`user "web" has no subordinate user IDs in /etc/subuid; give it a free range: x`)
-		}, "user", Fail, "no subordinate user IDs in /etc/subuid", "usermod --add-subuids 231072-296607 --add-subgids 231072-296607 web"},
-		"no user":                   {func(u *Unit) { u.AccountErr = errors.New(`user "web" does not exist`) }, "user", Fail, "does not exist", "name of a user"},
-		"shared IDs":                {func(u *Unit) { u.SharedIDs = "db" }, "user", Warn, "shares subordinate IDs with db", "--add-subuids 231072"},
-		"no home":                   {func(u *Unit) { u.Home.Err = errors.New("/home/web: no such file or directory") }, "home", Fail, "no such file", "install -d -m 700 -o web /home/web"},
-		"not after the manager":     {func(u *Unit) { u.Unit.After = nil }, "user's manager", Fail, "After=user@1000.service", again},
-		"the manager failed":        {func(u *Unit) { u.UserManager.ActiveState = "failed" }, "user's manager", Fail, "has failed", "systemctl status user@1000.service"},
-		"no runtime directory":      {func(u *Unit) { u.RuntimeDir = false }, "user's manager", Fail, "/run/user/1000", "restart"},
-		"no bus":                    {func(u *Unit) { u.Bus = false }, "user's manager", Warn, "no bus", "dbus-user-session"},
-		"the manager does not run":  {func(u *Unit) { u.UserManager, u.Bus, u.RuntimeDir, u.Controllers = nil, false, false, nil }, "user's manager", OK, "the unit starts it", ""},
-		"logout, and the locks":     {func(u *Unit) { u.LosesLocks = true }, "logout", Warn, "RemoveIPC=yes", "loginctl enable-linger web"},
-		"logout":                    {func(u *Unit) { u.Stays = false }, "logout", Warn, "last logout of web", "loginctl enable-linger web"},
-		"not delegated":             {func(u *Unit) { u.Controllers = []string{"cpu", "pids"} }, "controllers", Warn, "was not delegated memory", "Delegate=cpu cpuset io memory pids"},
-		"not offered either":        {func(u *Unit) { u.Controllers, u.Offered = []string{"cpu", "pids"}, []string{"cpu", "pids"} }, "controllers", OK, "cpu pids", ""},
-		"not as root":               {func(u *Unit) { u.Unit.Post[0].Flags = nil }, "settings", Fail, "without +", "systemctl cat"},
-		"not prepared":              {func(u *Unit) { u.Unit.Pre = nil }, "settings", Fail, "--prepare", "systemctl cat"},
-		"no variable":               {func(u *Unit) { u.Unit.Environment = u.Unit.Environment[:1] }, "settings", Fail, conmonbridge.EnvMainPIDFile, "systemctl cat"},
-		"another file":              {func(u *Unit) { u.Unit.Environment[1] = "OCI_MAINPID_FILE=/x" }, "settings", Fail, "another file", "systemctl cat"},
-		"another runtime directory": {func(u *Unit) { u.Unit.Environment[0] = "XDG_RUNTIME_DIR=/run" }, "settings", Fail, "XDG_RUNTIME_DIR", "systemctl cat"},
-		"Delegate= undone":          {func(u *Unit) { u.Unit.Delegate = false }, "settings", Fail, "Delegate=no is what counts, not Delegate=yes", "systemctl cat"},
+			u.AccountErr = fmt.Errorf("x: %w", &account.NoIDsError{User: "web", Missing: []string{"user", "group"}, Free: "231072-296607"})
+		}, "user", Fail, "web has no subordinate user and group IDs", "usermod --add-subuids 231072-296607 --add-subgids 231072-296607 web"},
+		"the name service is silent": {func(u *Unit) { u.AccountErr = fmt.Errorf("user web %w", account.ErrNoAnswer) }, "user", Fail, "does not answer", "getent passwd web"},
+		"no user":                    {func(u *Unit) { u.AccountErr = errors.New(`user "web" does not exist`) }, "user", Fail, "does not exist", "name of a user"},
+		"shared IDs":                 {func(u *Unit) { u.SharedIDs = "db" }, "user", Warn, "shares subordinate IDs with db", "--add-subuids 231072"},
+		"no home":                    {func(u *Unit) { u.Home.Err = errors.New("/home/web: no such file or directory") }, "home", Fail, "no such file", "install -d -m 700 -o web /home/web"},
+		"not after the manager":      {func(u *Unit) { u.Unit.After = nil }, "user's manager", Fail, "After=user@1000.service", again},
+		"the manager failed":         {func(u *Unit) { u.UserManager.ActiveState = "failed" }, "user's manager", Fail, "has failed", "systemctl status user@1000.service"},
+		"no runtime directory":       {func(u *Unit) { u.RuntimeDir = false }, "user's manager", Fail, "/run/user/1000", "restart"},
+		"no bus":                     {func(u *Unit) { u.Bus = false }, "user's manager", Warn, "no bus", "dbus-user-session"},
+		"the manager does not run":   {func(u *Unit) { u.UserManager, u.Bus, u.RuntimeDir, u.Controllers = nil, false, false, nil }, "user's manager", OK, "the unit starts it", ""},
+		"logout, and the locks":      {func(u *Unit) { u.LosesLocks = true }, "logout", Warn, "RemoveIPC=yes", "loginctl enable-linger web"},
+		"logout":                     {func(u *Unit) { u.ManagerStays = false }, "logout", Warn, "last logout of web", again},
+		"logout, a drop-in by hand":  {func(u *Unit) { u.ManagerStays, u.Dropin.Planned, u.Dropin.Foreign = false, nil, true }, "logout", Warn, "last logout of web", "loginctl enable-linger web"},
+		"not delegated":              {func(u *Unit) { u.Controllers = []string{"cpu", "pids"} }, "controllers", Warn, "was not delegated memory", "Delegate=cpu cpuset io memory pids"},
+		"not offered either":         {func(u *Unit) { u.Controllers, u.Offered = []string{"cpu", "pids"}, []string{"cpu", "pids"} }, "controllers", OK, "cpu pids", ""},
+		"not as root":                {func(u *Unit) { u.Unit.Post[0].Flags = nil }, "settings", Fail, "without +", "systemctl cat"},
+		"not prepared":               {func(u *Unit) { u.Unit.Pre = nil }, "settings", Fail, "--prepare", "systemctl cat"},
+		"no variable":                {func(u *Unit) { u.Unit.Environment = u.Unit.Environment[:1] }, "settings", Fail, conmonbridge.EnvMainPIDFile, "systemctl cat"},
+		"another file":               {func(u *Unit) { u.Unit.Environment[1] = "OCI_MAINPID_FILE=/x" }, "settings", Fail, "another file", "systemctl cat"},
+		"another runtime directory":  {func(u *Unit) { u.Unit.Environment[0] = "XDG_RUNTIME_DIR=/run" }, "settings", Fail, "XDG_RUNTIME_DIR", "systemctl cat"},
+		"Delegate= undone":           {func(u *Unit) { u.Unit.Delegate = false }, "settings", Fail, "Delegate=no is what counts, not Delegate=yes", "systemctl cat"},
 		"Delegate= missing": {func(u *Unit) {
 			u.Unit.Delegate, u.Dropin.Text = false, nil
 			u.Unit.Start[0].Arguments[2] = "--cgroups=split"
@@ -238,24 +253,27 @@ func TestUnits(t *testing.T) {
 			u.Hook = Hook{Installed: "/usr/share/containers/oci/hooks.d/oci-mainpid-hook.json"}
 			u.Settings = containersconf.Settings{HooksDirFrom: "/etc/containers/containers.conf"}
 		}, "hook", Fail, "podman reads nothing", `hooks_dir = ["/usr/share/containers/oci/hooks.d"]`},
-		"hooks at home":      {func(u *Unit) { u.Hook = Hook{Unread: []string{"/home/web/hooks"}} }, "hook", Warn, "was not looked into", "add the directory"},
-		"shadowed":           {func(u *Unit) { u.Hook = Hook{Shadow: "/etc/x.json"} }, "hook", Fail, "takes the place", "rm /etc/x.json"},
-		"a file not read":    {func(u *Unit) { u.Problems = []error{errors.New("/home/web/x: a link")} }, "hook", Warn, "/home/web/x: a link", "that file"},
-		"CONTAINERS_CONF":    {func(u *Unit) { u.Unit.Environment = append(u.Unit.Environment, "CONTAINERS_CONF=/x") }, "hook", Warn, "/x (CONTAINERS_CONF)", ""},
+		"hooks at home":   {func(u *Unit) { u.Hook = Hook{Unread: []string{"/home/web/hooks"}} }, "hook", Warn, "was not looked into", "add the directory"},
+		"shadowed":        {func(u *Unit) { u.Hook = Hook{Shadow: "/etc/x.json"} }, "hook", Fail, "takes the place", "rm /etc/x.json"},
+		"a file not read": {func(u *Unit) { u.Problems = []error{errors.New("/home/web/x: a link")} }, "hook", Warn, "/home/web/x: a link", "that file"},
+		"CONTAINERS_CONF": {func(u *Unit) { u.Unit.Environment = append(u.Unit.Environment, "CONTAINERS_CONF=/x") }, "hook", Warn, "/x (CONTAINERS_CONF)", ""},
+		"a --module of the container's": {func(u *Unit) {
+			u.Unit.Start[0].Arguments = []string{"podman", "run", "--cgroups=enabled", "img", "app", "--module"}
+		}, "hook", OK, "", ""},
 		"a module":           {func(u *Unit) { u.Unit.Start[0].Arguments = []string{"podman", "--module=x", "run"} }, "hook", Warn, "--module", ""},
 		"a limit":            {func(u *Unit) { u.Limits = []string{"MemoryMax="} }, "limits", Warn, "MemoryMax= in the unit does not bind", "--cgroup=service"},
-		"a limit that binds": {func(u *Unit) { u.Limits = []string{"MemoryMax="}; u.Unit.Start[0].Arguments[2] = "--cgroups=split" }, "limits", OK, "MemoryMax= bind", ""},
+		"a limit that binds": {func(u *Unit) { u.Limits, u.Unit.Origin.Options.Cgroup = []string{"MemoryMax="}, dropin.Service }, "limits", OK, "MemoryMax= bind", ""},
 		"one that would": {func(u *Unit) {
 			u.Limits, u.Offered = []string{"MemoryMax="}, []string{"cpu"}
 			u.Controllers = u.Offered
-			u.Unit.Start[0].Arguments[2] = "--cgroups=split"
+			u.Unit.Origin.Options.Cgroup = dropin.Service
 		}, "limits", Warn, "does not offer the controller memory", "cgroups"},
 		"no agreement": {func(u *Unit) { u.Status.Agrees, u.Status.Problem = &no, "systemd's main process is 7" }, "main process", Fail, "is 7", "oci-mainpid explain"},
 		"failed":       {func(u *Unit) { u.Status = status.Service{ActiveState: "failed", Result: "exit-code"} }, "main process", Warn, "exit-code", "oci-mainpid explain web.service"},
 		"stopped":      {func(u *Unit) { u.Status = status.Service{ActiveState: "inactive"} }, "main process", OK, "inactive", ""},
 		"left over": {func(u *Unit) {
 			u.Status = status.Service{ActiveState: "failed", Problem: "still runs", LeftOver: []status.Conmon{{PID: 5, ContainerID: strings.Repeat("ab", 32)}}}
-		}, "main process", Fail, "still runs", "systemd-run --pipe --wait --uid=1000 --setenv=XDG_RUNTIME_DIR=/run/user/1000 podman rm -f abababababab"},
+		}, "main process", Fail, "still runs", "systemd-run --wait --uid=1000 --setenv=XDG_RUNTIME_DIR=/run/user/1000 podman rm -f abababababab"},
 		"left over, forged": {func(u *Unit) {
 			u.Status = status.Service{ActiveState: "failed", Problem: "still runs", LeftOver: []status.Conmon{{PID: 5, ContainerID: "$(reboot)"}}}
 		}, "main process", Fail, "still runs", "kill 5"},
@@ -269,13 +287,13 @@ func TestUnits(t *testing.T) {
 
 func TestTextFits80Columns(t *testing.T) {
 	bad := goodUnit()
-	bad.Stays = false
+	bad.ManagerStays = false
 	bad.Dropin.Current = false
 	bad.Limits = []string{"MemoryMax=", "CPUQuota="}
 	bad.Hook = Hook{Installed: "/usr/share/containers/oci/hooks.d/oci-mainpid-hook.json"}
 	bad.Settings = containersconf.Settings{HooksDir: []string{"/home/web/\x1b[31mhooks"}, HooksDirFrom: "/home/web/.config/containers/containers.conf"}
 	other := goodUnit()
-	other.Name, other.Stays = "db.service", false
+	other.Name, other.ManagerStays = "db.service", false
 	machine := goodMachine().Points()
 	for name, c := range map[string]struct {
 		points []Point
@@ -419,31 +437,6 @@ func TestLimits(t *testing.T) {
 	want := []string{"MemoryMax=", "CPUQuota=", "TasksMax=", "IPAddressDeny=", "AllowedCPUs="}
 	if got := limitSettings(&manager.Unit{Properties: set}, 4915); !slices.Equal(got, want) {
 		t.Errorf("%q", got)
-	}
-}
-
-func TestSharesIDs(t *testing.T) {
-	write := func(text string) string {
-		path := filepath.Join(t.TempDir(), "subuid")
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	for name, c := range map[string]struct {
-		files  []string
-		shared string
-	}{
-		"none":                {[]string{write(""), "/nonexistent"}, ""},
-		"others":              {[]string{write("web:100000:65536\ndb:165536:65536\n")}, ""},
-		"the second file":     {[]string{write("web:100000:65536\n"), write("web:100000:65536\nx:500000:65536\n")}, ""},
-		"shared":              {[]string{write("web:100000:65536\ndb:165535:1\n")}, "db"},
-		"shared, by number":   {[]string{write("1000:100000:65536\ndb:100001:1\n")}, "db"},
-		"his own two entries": {[]string{write("web:100000:65536\n1000:100000:65536\n")}, ""},
-	} {
-		if shared := sharesIDs(c.files, "web", 1000); shared != c.shared {
-			t.Errorf("%s: %q", name, shared)
-		}
 	}
 }
 

@@ -2,164 +2,105 @@ package diagnosis
 
 import (
 	"bytes"
-	"fmt"
-	"os"
+	"context"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 
+	"oci-mainpid-hook/internal/dropin"
 	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/unitfile"
 	"oci-mainpid-hook/quadlet"
 )
 
-// Dropin is a unit's 50-oci-mainpid.conf, compared with what would be written.
+// Dropin is a unit's drop-in, compared with the one that it would get now.
 type Dropin struct {
-	Path string // empty if there is none
-	// Source is the file that it was made from, Generator says by which program.
-	Source    string
-	Generator bool
-	// Foreign says that neither wrote it.
+	Path   string // empty if there is none
+	Origin dropin.Origin
+	// Foreign says that the drop-in was written by hand.
 	Foreign bool
 	// Text is what is in it, nil if that could not be read.
-	Text *quadlet.Unit
-	// Current says that it is what would be written now. Where it is not, Cgroup
-	// is the mode for which it looks most like that.
+	Text *unitfile.File
+	// Current says that it is what the unit would get now.
 	Current bool
-	Cgroup  quadlet.Cgroup
-	// Wanted says that the generator would write one.
-	Wanted bool
-	Err    error
+	// Planned is what the unit would get now, nil if that is nothing or not known.
+	Planned *quadlet.Decision
+	Err     error
 }
 
-// makers are how the drop-ins of package quadlet start.
-const (
-	generatedBy  = "# Made by oci-mainpid generate from "
-	generatorsBy = "# Made by oci-mainpid-generator from "
-)
+// Wanted reports whether the generator would write a drop-in that is not there.
+func (d Dropin) Wanted() bool { return d.Path == "" && d.Planned != nil }
 
-// maxDropin bounds what is read of a drop-in.
-const maxDropin = 1 << 20
-
-// Generate returns the drop-ins that oci-mainpid generate --user=USER
-// --cgroup=MODE FILE would write, by unit. Without a mode, it is the default.
-type Generate func(user string, cgroup quadlet.Cgroup, file string) (map[string]string, error)
-
-// comparer writes drop-ins anew, to compare with those that are there.
-type comparer struct {
-	programs quadlet.Programs
-	generate Generate
-	// generated are the generator's, by unit.
-	generated func() map[string][]byte
+// planner plans drop-ins anew, to compare with those that are there.
+type planner struct {
+	// generator is what the generator would do.
+	generator func() *quadlet.Plan
+	generate  *quadlet.Planner
 }
 
-func newComparer(generate Generate) *comparer {
-	c := &comparer{programs: quadlet.FindPrograms(), generate: generate}
-	c.generated = sync.OnceValue(func() map[string][]byte {
-		texts := map[string][]byte{}
-		// What is wrong with a unit is in its drop-in, too.
-		for _, d := range quadlet.NewGenerator(c.programs, func(quadlet.Level, string, string) {}).Dropins() {
-			texts[d.Unit] = d.Text()
-		}
-		return texts
-	})
-	return c
+func newPlanner(ctx context.Context) *planner {
+	return &planner{
+		generator: sync.OnceValue(func() *quadlet.Plan { return quadlet.NewPlanner(dropin.Generator).Quadlet(ctx) }),
+		generate:  quadlet.NewPlanner(dropin.Generate),
+	}
 }
 
-// compare compares a unit's drop-in with what would be written now. keeps says
-// that writing it also makes the user's manager stay when he logs out.
-func (c *comparer) compare(u *manager.Unit) (d Dropin, keeps bool) {
-	userManager := fmt.Sprintf("user@%d.service", u.UID)
-	d = Dropin{Path: u.Dropin}
+// compare compares a unit's drop-in with the plan for it.
+func (p *planner) compare(ctx context.Context, u *manager.Unit) Dropin {
+	d := Dropin{Path: u.Dropin, Origin: u.Origin}
 	if d.Path == "" {
-		d.Wanted = c.generated()[u.Name] != nil
-		return d, c.generated()[userManager] != nil
+		d.Planned = p.generator().Of(u.Name)
+		return d
 	}
-	text, err := readDropin(d.Path)
-	if err != nil {
-		d.Err = err
-		return d, false
+	text, err := unitfile.Read(d.Path)
+	if err == nil {
+		d.Text, err = unitfile.Parse(text)
 	}
-	if d.Text, d.Err = quadlet.Parse(text); d.Err != nil {
-		return d, false
-	}
-	first := firstLine(text)
-	// That of a template serves its instances.
-	unit := strings.TrimSuffix(filepath.Base(filepath.Dir(d.Path)), ".d")
-	switch {
-	case strings.HasPrefix(first, generatorsBy):
-		d.Generator, d.Source = true, strings.TrimPrefix(first, generatorsBy)
-		d.Current = bytes.Equal(text, c.generated()[unit])
-		keeps = c.generated()[userManager] != nil
-	case strings.HasPrefix(first, generatedBy):
-		d.Source = strings.TrimPrefix(first, generatedBy)
-		var written map[string]string
-		d.Current, d.Cgroup, written, d.Err = c.regenerates(u, unit, d.Source, text)
-		keeps = written[userManager] != ""
-	default:
-		d.Foreign = true
-	}
-	return d, keeps
-}
-
-func readDropin(path string) ([]byte, error) {
-	info, err := os.Stat(path)
 	switch {
 	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular() || info.Size() > maxDropin:
-		return nil, fmt.Errorf("%s is no file of ordinary size", path)
+		d.Err = err
+		return d
+	case u.OriginErr == dropin.ErrForeign:
+		d.Foreign = true
+		return d
+	case u.OriginErr != nil:
+		d.Err = u.OriginErr
+		return d
 	}
-	return os.ReadFile(path)
-}
-
-// regenerates reports whether oci-mainpid generate would write the same text,
-// and returns all that it would write. A drop-in does not say with which
-// --cgroup= it was made, so each is tried; best is the one that comes closest.
-func (c *comparer) regenerates(u *manager.Unit, name, source string, text []byte) (same bool, best quadlet.Cgroup, written map[string]string, err error) {
-	if !filepath.IsAbs(source) {
-		source = u.Fragment // generate was given a path of then
-	}
-	most := -1
-	for _, cgroup := range []quadlet.Cgroup{"", quadlet.Mixed, quadlet.Service, quadlet.User} {
-		dropins, generateErr := c.generate(u.User, cgroup, source)
-		if generateErr != nil {
-			err = generateErr
-			continue
-		}
-		// The first line has the path as it was given.
-		if body(dropins[name]) == body(string(text)) {
-			return true, cgroup, dropins, nil
-		}
-		if n := linesInCommon(dropins[name], string(text)); n > most {
-			most, best, written = n, cgroup, dropins
+	// The drop-in of a template serves its instances.
+	service := strings.TrimSuffix(filepath.Base(filepath.Dir(d.Path)), ".d")
+	d.Planned, d.Err = p.plan(ctx, service, u)
+	if d.Planned != nil {
+		d.Current = bytes.Equal(text, d.Planned.Dropin.Text())
+		if d.Planned.Err != nil && !d.Current {
+			d.Err = d.Planned.Err
 		}
 	}
-	if most < 0 {
-		return false, "", nil, err
-	}
-	return false, best, written, nil
+	return d
 }
 
-func body(dropin string) string {
-	_, rest, _ := strings.Cut(dropin, "\n")
-	return rest
-}
-
-func firstLine(text []byte) string {
-	line, _, _ := strings.Cut(string(text), "\n")
-	return line
-}
-
-func linesInCommon(a, b string) int {
-	lines := strings.Split(b, "\n")
-	n := 0
-	for line := range strings.Lines(a) {
-		if slices.Contains(lines, strings.TrimSuffix(line, "\n")) {
-			n++
+// plan decides what a service gets from the program that made its drop-in.
+func (p *planner) plan(ctx context.Context, service string, u *manager.Unit) (*quadlet.Decision, error) {
+	o := u.Origin
+	switch {
+	case o.Maker == dropin.Generator:
+		return p.generator().Of(service), nil
+	case quadlet.IsQuadlet(o.Source):
+		plan, err := p.generate.QuadletFiles(ctx, []string{o.Source}, o.Options)
+		if err != nil {
+			return nil, err
 		}
+		return plan.Of(service), nil
 	}
-	return n
+	source, user := o.Source, o.User
+	if !filepath.IsAbs(source) { // as before there were records
+		source = u.Fragment
+	}
+	if user == "" {
+		user = u.User
+	}
+	return p.generate.Service(ctx, source, user, o.Options), nil
 }
 
 // limitSettings returns those settings of a unit that limit what it uses and

@@ -1,7 +1,6 @@
 package diagnosis
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,16 +15,17 @@ import (
 	"sync"
 	"time"
 
-	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/conmonbridge"
+	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/census"
 	"oci-mainpid-hook/internal/containersconf"
+	"oci-mainpid-hook/internal/dropin"
 	"oci-mainpid-hook/internal/journal"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/status"
-	"oci-mainpid-hook/quadlet"
+	"oci-mainpid-hook/internal/unitfile"
 )
 
 // Reader gathers facts.
@@ -33,18 +33,18 @@ type Reader struct {
 	manager   *manager.Manager
 	machine   Machine
 	installed string // directory of our hook's JSON as it is installed
-	comparer  *comparer
-	accounts  *quadlet.Accounts
+	programs  dropin.Programs
+	planner   *planner
+	accounts  *account.Accounts
 	tasksMax  uint64
 	conmons   func() ([]census.Conmon, error)
 	// removesIPC is manager.RemovesIPC, asked once.
 	removesIPC func() bool
 }
 
-// NewReader gathers what there is to know of the machine. generate is what
-// drop-ins are compared with.
-func NewReader(ctx context.Context, m *manager.Manager, generate Generate) (*Reader, error) {
-	r := &Reader{manager: m, accounts: &quadlet.Accounts{}}
+// NewReader gathers what there is to know of the machine.
+func NewReader(ctx context.Context, m *manager.Manager) (*Reader, error) {
+	r := &Reader{manager: m, programs: dropin.FindPrograms(), planner: newPlanner(ctx), accounts: &account.Accounts{}}
 	var err error
 	if r.machine.Systemd, err = m.Version(); err != nil {
 		return nil, err
@@ -52,7 +52,6 @@ func NewReader(ctx context.Context, m *manager.Manager, generate Generate) (*Rea
 	if r.tasksMax, err = m.DefaultTasksMax(); err != nil {
 		return nil, err
 	}
-	r.comparer = newComparer(generate)
 	r.conmons = sync.OnceValues(func() ([]census.Conmon, error) { return census.Take("/proc") })
 	r.removesIPC = sync.OnceValue(func() bool { return manager.RemovesIPC(ctx) })
 	r.readMachine(ctx)
@@ -84,8 +83,8 @@ func (r *Reader) readMachine(ctx context.Context) {
 	m.Runtime = versioned(ctx, findRuntime(m.Settings.Runtime))
 	m.NewUIDMap, m.NewGIDMap = look("newuidmap"), look("newgidmap")
 
-	m.Self = r.comparer.programs.OCIMainPID
-	m.NotifyMainPID = program(r.comparer.programs.NotifyMainPID)
+	m.Self = r.programs.OCIMainPID
+	m.NotifyMainPID = program(r.programs.NotifyMainPID)
 	prefix := filepath.Dir(filepath.Dir(m.Self))
 	r.installed = filepath.Join(prefix, "share/containers/oci/hooks.d")
 	m.Hook = r.findHook(m.Settings)
@@ -291,27 +290,23 @@ func bootTime() time.Time {
 	return time.Now().Add(-time.Duration(now.Nano()))
 }
 
-// subordinateIDs are the files of subuid(5) and subgid(5).
-var subordinateIDs = []string{"/etc/subuid", "/etc/subgid"}
-
 // Unit gathers what there is to know of a unit.
 func (r *Reader) Unit(ctx context.Context, name string) Unit {
 	u := Unit{Name: name, Offered: r.machine.Controllers}
 	u.Unit, u.Err = r.manager.Unit(ctx, name)
 	if u.Err != nil {
-		u.Dropin.Wanted = r.comparer.generated()[name] != nil
+		u.Dropin.Planned = r.planner.generator().Of(name)
 		return u
 	}
-	u.Dropin, u.Keeps = r.comparer.compare(u.Unit)
+	u.Dropin = r.planner.compare(ctx, u.Unit)
 	u.Limits = limitSettings(u.Unit, r.tasksMax)
 	if u.Unit.User == "" {
 		return u
 	}
-	u.SharedIDs = sharesIDs(subordinateIDs, u.Unit.User, u.Unit.UID)
-	u.FreeIDs = quadlet.FreeIDs(subordinateIDs...)
-	if u.Account, u.AccountErr = r.accounts.Lookup(u.Unit.User); u.AccountErr != nil {
+	if u.Account, u.AccountErr = r.accounts.Lookup(ctx, u.Unit.User); u.AccountErr != nil {
 		u.Settings, u.Problems, u.Hook = r.machine.Settings, r.machine.Problems, r.machine.Hook
 	} else {
+		u.SharedIDs, u.FreeIDs = r.accounts.SharesIDsWith(u.Account), r.accounts.FreeIDs()
 		r.readUser(ctx, &u)
 	}
 	conmons, err := r.conmons()
@@ -325,30 +320,30 @@ func (r *Reader) Unit(ctx context.Context, name string) Unit {
 // readUser gathers what is the user's.
 func (r *Reader) readUser(ctx context.Context, u *Unit) {
 	uid := strconv.Itoa(u.Account.UID)
-	u.Home = home(ctx, u.Account)
+	u.Home = home(u.Account)
 	config := u.Unit.Env("XDG_CONFIG_HOME")
 	if config == "" {
 		config = filepath.Join(u.Home.Path, ".config")
 	}
 	u.Settings, u.Problems = containersconf.Reader{System: containersconf.SystemFiles, Home: u.Home.Path, Config: config}.Read()
 	podman, _ := u.Unit.Podman()
-	if dir, ok := podman.Option("--hooks-dir"); ok {
+	if dir, ok := podman.Global("hooks-dir"); ok {
 		u.Settings.HooksDir, u.Settings.HooksDirFrom = []string{dir}, "podman's --hooks-dir"
 	}
 	u.Hook = r.findHook(u.Settings)
 
-	service := "user@" + uid + ".service"
+	service := u.Account.Manager()
 	if m, err := r.manager.Unit(ctx, service); err == nil {
 		u.UserManager = m
 		runtime, err := r.manager.Unit(ctx, "user-runtime-dir@"+uid+".service")
 		// Where systemd-logind may not stop them, it does not.
-		u.Stays = err == nil && m.Properties.Bool("RefuseManualStop") && runtime.Properties.Bool("RefuseManualStop")
+		u.ManagerStays = err == nil && m.Properties.Bool("RefuseManualStop") && runtime.Properties.Bool("RefuseManualStop")
 		u.Controllers = fields(filepath.Join("/sys/fs/cgroup", m.ControlGroup, "cgroup.controllers"))
 	}
 	if _, err := os.Lstat("/var/lib/systemd/linger/" + u.Account.Name); err == nil {
-		u.Stays = true
+		u.ManagerStays = true
 	} else {
-		u.LosesLocks = r.removesIPC() && u.Account.UID > systemUIDMax && logsIn(u.Home.Shell)
+		u.LosesLocks = r.removesIPC() && u.Account.UID > systemUIDMax && logsIn(u.Account.Shell)
 	}
 	var st unix.Stat_t
 	dir := u.Account.RuntimeDir()
@@ -366,23 +361,15 @@ func logsIn(shell string) bool {
 	return name != "nologin" && name != "false"
 }
 
-// home returns the user's home directory.
-func home(ctx context.Context, a quadlet.Account) Home {
-	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
-	defer cancel()
-	users, err := user.ParsePasswdFileFilter("/etc/passwd", func(u user.User) bool { return u.Uid == a.UID && u.Name == a.Name })
-	if err != nil || len(users) == 0 {
-		b, err := exec.CommandContext(ctx, "getent", "passwd", "--", a.Name).Output()
-		if err == nil {
-			users, _ = user.ParsePasswdFilter(bytes.NewReader(b), func(u user.User) bool { return u.Uid == a.UID })
-		}
-	}
-	if len(users) == 0 || users[0].Home == "" {
+// home judges the user's home directory.
+func home(a account.Account) Home {
+	if a.Home == "" {
 		return Home{Err: errors.New("the user has no home directory")}
 	}
-	h := Home{Path: users[0].Home, Shell: users[0].Shell}
-	var st unix.Stat_t
-	switch err := unix.Stat(h.Path, &st); {
+	h := Home{Path: a.Home}
+	var st unix.Statx_t
+	// The file system may be the user's own, fuse(4): it is not asked.
+	switch err := unix.Statx(unix.AT_FDCWD, h.Path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_UID, &st); {
 	case err != nil:
 		h.Err = fmt.Errorf("%s: %w; podman keeps images and containers there", h.Path, err)
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
@@ -393,35 +380,14 @@ func home(ctx context.Context, a quadlet.Account) Home {
 	return h
 }
 
-// Wanted returns the units that the generator makes a drop-in for, whether or
-// not systemd has it.
+// Wanted returns the services that the generator makes a drop-in for, whether or not
+// systemd has it.
 func (r *Reader) Wanted() []string {
 	var names []string
-	for name := range r.comparer.generated() {
-		if !quadlet.IsTemplate(name) && !manager.IsUserManager(name) {
-			names = append(names, name)
+	for _, d := range r.planner.generator().Decisions {
+		if !unitfile.IsTemplate(d.Service) {
+			names = append(names, d.Service)
 		}
 	}
-	slices.Sort(names)
 	return names
-}
-
-// sharesIDs returns the name of another user who has some of the user's
-// subordinate IDs, if there is one, subuid(5).
-func sharesIDs(files []string, name string, uid int) string {
-	his := func(r user.SubID) bool { return r.Name == name || r.Name == strconv.Itoa(uid) }
-	for _, file := range files {
-		ranges, err := user.ParseSubIDFile(file)
-		if err != nil {
-			continue
-		}
-		for _, r := range ranges {
-			for _, other := range ranges {
-				if his(r) && !his(other) && other.SubID < r.SubID+r.Count && r.SubID < other.SubID+other.Count {
-					return other.Name
-				}
-			}
-		}
-	}
-	return ""
 }

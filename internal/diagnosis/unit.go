@@ -1,6 +1,7 @@
 package diagnosis
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -8,7 +9,9 @@ import (
 	"strings"
 
 	"oci-mainpid-hook/conmonbridge"
+	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/containersconf"
+	"oci-mainpid-hook/internal/dropin"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/status"
 	"oci-mainpid-hook/internal/terminal"
@@ -27,22 +30,21 @@ type Unit struct {
 	// now.
 	Dropin Dropin
 
-	// Account is the unit's user; AccountErr says why he cannot run containers.
-	Account    quadlet.Account
+	// Account is the unit's user; AccountErr says why they cannot run containers.
+	Account    account.Account
 	AccountErr error
 	Home       Home
 	// SharedIDs names another user with some of the same subordinate IDs, FreeIDs
 	// is a range of them that nobody has.
 	SharedIDs, FreeIDs string
 
-	// UserManager is his user@UID.service, nil if systemd does not know it.
+	// UserManager is the user's user@UID.service, nil if systemd does not know it.
 	UserManager *manager.Unit
-	// Stays says that it is not stopped at the user's last logout, Keeps that it
-	// would not be if our drop-ins were written anew.
-	Stays, Keeps bool
-	// LosesLocks says that systemd-logind removes podman's locks when he logs out.
+	// ManagerStays says that it is not stopped at the user's last logout.
+	ManagerStays bool
+	// LosesLocks says that systemd-logind removes podman's locks at that logout.
 	LosesLocks bool
-	// RuntimeDir and Bus say whether /run/user/UID is his, and has a bus.
+	// RuntimeDir and Bus say whether /run/user/UID is the user's, and has a bus.
 	RuntimeDir, Bus bool
 	// Controllers are those of the user's manager, nil if it does not run.
 	Controllers []string
@@ -64,8 +66,6 @@ type Home struct {
 	Path string
 	// Err says why it is no good.
 	Err error
-	// Shell is what a login gives the user, empty if that is not known.
-	Shell string
 }
 
 // Points judges the unit.
@@ -80,7 +80,7 @@ func (u Unit) Points() []Point {
 	}
 	u.account(p)
 	u.manager(p)
-	if _, ok := u.Unit.Tells(); !ok {
+	if _, ok := u.Unit.Notifier(); !ok {
 		return p.list
 	}
 	u.settings(p)
@@ -95,7 +95,7 @@ func (u Unit) loaded(p *points) bool {
 	const what = "unit"
 	name := terminal.Quote(u.Name)
 	switch {
-	case errors.Is(u.Err, manager.ErrNoUnit) && u.Dropin.Wanted:
+	case errors.Is(u.Err, manager.ErrNoUnit) && u.Dropin.Wanted():
 		p.fail(what, "its Quadlet file asks for a user, but systemd has not read that yet", "systemctl daemon-reload && systemctl start "+name)
 		return false
 	case errors.Is(u.Err, manager.ErrNoUnit):
@@ -123,8 +123,8 @@ func (u Unit) loaded(p *points) bool {
 	if state == "active" {
 		state = u.Unit.SubState
 	}
-	if _, ok := u.Unit.Tells(); ok {
-		state += ", Cgroup=" + string(u.Unit.Cgroup())
+	if mode := u.Unit.Cgroup(); mode != "" {
+		state += ", Cgroup=" + string(mode)
 	}
 	p.ok(what, state)
 	return true
@@ -134,17 +134,16 @@ func (u Unit) loaded(p *points) bool {
 func (u Unit) account(p *points) {
 	const what = "user"
 	name := terminal.Quote(u.Unit.User)
-	found := ""
-	if u.AccountErr != nil {
-		// It goes on with a remedy of its own, which knows no free range.
-		found, _, _ = strings.Cut(u.AccountErr.Error(), "; ")
-	}
+	missing := (*account.NoIDsError)(nil)
 	switch {
-	case strings.Contains(found, "subordinate"):
-		p.fail(what, found, fmt.Sprintf("usermod --add-subuids %s --add-subgids %[1]s %s", u.FreeIDs, name))
+	case errors.As(u.AccountErr, &missing):
+		p.fail(what, fmt.Sprintf("%s has no subordinate %s IDs", name, strings.Join(missing.Missing, " and ")), missing.Remedy())
 		return
-	case found != "":
-		p.fail(what, found, "write the name of a user that exists and is not root")
+	case errors.Is(u.AccountErr, account.ErrNoAnswer):
+		p.fail(what, u.AccountErr.Error(), "see whether this answers: getent passwd "+name)
+		return
+	case u.AccountErr != nil:
+		p.fail(what, u.AccountErr.Error(), "write the name of a user that exists and is not root")
 		return
 	case u.SharedIDs != "":
 		p.warn(what, fmt.Sprintf("%s shares subordinate IDs with %s: the containers of each can change the files of the other's", u.Account.Name, u.SharedIDs),
@@ -188,14 +187,14 @@ func (u Unit) manager(p *points) {
 		p.ok(what, service+" is not running, the unit starts it")
 	}
 	switch {
-	case u.Stays && u.LosesLocks:
-		p.warn("logout", "the user's manager stays when he logs out, but systemd-logind then removes podman's locks (RemoveIPC=yes): deadlocks may follow",
+	case u.ManagerStays && u.LosesLocks:
+		p.warn("logout", "the user's manager stays when they log out, but systemd-logind then removes podman's locks (RemoveIPC=yes): deadlocks may follow",
 			fmt.Sprintf("let nobody log in as %s (usermod --shell /usr/sbin/nologin %[1]s); or: loginctl enable-linger %[1]s", name))
-	case u.Stays:
-		p.ok("logout", "the user's manager stays when he logs out")
+	case u.ManagerStays:
+		p.ok("logout", "the user's manager stays when they log out")
 	default:
 		fix := "loginctl enable-linger " + name
-		if u.Keeps {
+		if u.Dropin.Planned != nil && u.Dropin.Planned.Err == nil {
 			fix = u.regenerate()
 		}
 		p.warn("logout", fmt.Sprintf("after the last logout of %s systemd-logind stops %s, and the container with it", u.Account.Name, service), fix)
@@ -220,52 +219,55 @@ func (u Unit) manager(p *points) {
 	}
 }
 
-// regenerate is the command that makes the unit's drop-in anew.
+// regenerate is what to type so that the unit gets its drop-in anew.
 func (u Unit) regenerate() string {
 	name := terminal.Quote(u.Name)
-	if u.Dropin.Generator {
-		return "systemctl daemon-reload && systemctl restart " + name
+	apply := "systemctl daemon-reload && systemctl restart " + name
+	o := u.Dropin.Origin
+	source := o.Source
+	if source == "" {
+		source = cmp.Or(u.Unit.Source, u.Unit.Fragment)
 	}
-	command := "oci-mainpid generate"
 	user := "USER"
 	if u.Unit.User != "" {
 		user = terminal.Quote(u.Unit.User)
 	}
-	command += " --user=" + user
-	cgroup := u.Dropin.Cgroup
-	if _, ok := u.Unit.Tells(); ok && cgroup == "" {
-		cgroup = u.Unit.Cgroup()
+	switch {
+	case o.Maker == dropin.Generator || u.Dropin.Planned != nil && u.Dropin.Planned.Err == nil && u.Dropin.Path == "":
+		return apply
+	case o.Maker == "" && quadlet.IsQuadlet(source):
+		return fmt.Sprintf("write User=%s in [Service] of %s, then: %s", user, terminal.Quote(source), apply)
+	case quadlet.IsQuadlet(source):
+		user = ""
+	default:
+		user = " --user=" + user
 	}
-	if cgroup != "" && cgroup != quadlet.Mixed {
-		command += " --cgroup=" + string(cgroup)
+	if mode := o.Options.Cgroup; mode != "" && mode != dropin.Mixed {
+		user += " --cgroup=" + string(mode)
 	}
-	file := u.Dropin.Source
-	if file == "" {
-		file = u.Unit.Fragment
-	}
-	return command + " " + terminal.Quote(file) + " && systemctl daemon-reload && systemctl restart " + name
+	return "oci-mainpid generate" + user + " " + terminal.Quote(source) + " && " + apply
 }
 
 // settings judges what counts in the end, whatever file it is from.
 func (u Unit) settings(p *points) {
 	const what = "settings"
 	unit := u.Unit
-	tells, _ := unit.Tells()
+	notifier, _ := unit.Notifier()
 	prepares := slices.ContainsFunc(unit.Pre, func(c manager.Command) bool {
 		return c.IsNotifyMainPID() && slices.Contains(c.Arguments, "--prepare") && c.AsRoot()
 	})
 	file := unit.Env(conmonbridge.EnvMainPIDFile)
 	podman, _ := unit.Podman()
-	cgroups, _ := podman.Option("--cgroups")
+	cgroups, _ := podman.Last("cgroups")
 	wrong := ""
 	switch {
-	case !tells.AsRoot():
+	case !notifier.AsRoot():
 		wrong = "ExecStartPost= runs notify-mainpid without +: only root can tell systemd the main PID of a process outside the unit"
 	case !prepares:
 		wrong = "no ExecStartPre=+ runs notify-mainpid --prepare"
 	case file == "":
 		wrong = conmonbridge.EnvMainPIDFile + " is not in the unit's environment: the hook leaves its containers alone"
-	case !slices.Contains(tells.Arguments, file):
+	case !slices.Contains(notifier.Arguments, file):
 		wrong = fmt.Sprintf("the hook writes %s, but notify-mainpid waits for another file", file)
 	case unit.Env("XDG_RUNTIME_DIR") != u.Account.RuntimeDir() && u.AccountErr == nil:
 		wrong = "XDG_RUNTIME_DIR is not " + u.Account.RuntimeDir()
@@ -284,7 +286,7 @@ func (u Unit) settings(p *points) {
 	}
 	switch {
 	case wrong != "" && (u.Dropin.Current || u.overridden() != ""):
-		p.fail(what, wrong, fmt.Sprintf("see what comes after %s in: systemctl cat %s", quadlet.DropinName, terminal.Quote(u.Name)))
+		p.fail(what, wrong, fmt.Sprintf("see what comes after %s in: systemctl cat %s", dropin.Name, terminal.Quote(u.Name)))
 		return
 	case wrong != "":
 		p.fail(what, wrong, u.regenerate())
@@ -319,7 +321,7 @@ func (u Unit) overridden() string {
 func (u Unit) hook(p *points) {
 	podman, _ := u.Unit.Podman()
 	s, problems := u.Settings, u.Problems
-	if _, ok := podman.Option("--module"); ok {
+	if _, ok := podman.Global("module"); ok {
 		problems = append(problems, errors.New("podman has --module"))
 	}
 	if file := u.Unit.Env("CONTAINERS_CONF"); file != "" {
@@ -338,7 +340,7 @@ func (u Unit) limits(p *points) {
 		return
 	}
 	set := strings.Join(u.Limits, ", ")
-	if u.Unit.Cgroup() != quadlet.Service {
+	if u.Unit.Cgroup() != dropin.Service {
 		p.warn(what, fmt.Sprintf("%s in the unit does not bind the container, whose processes are in the control group of the user's manager", set),
 			"oci-mainpid generate --cgroup=service (in a Quadlet file: Cgroup=service), or give the limit to podman")
 		return
@@ -376,35 +378,40 @@ func (u Unit) remove(c status.Conmon) string {
 	if len(c.ContainerID) != 64 || strings.Trim(c.ContainerID, "0123456789abcdef") != "" || u.AccountErr != nil {
 		return fmt.Sprintf("kill %d", c.PID)
 	}
-	return fmt.Sprintf("systemd-run --pipe --wait --uid=%d --setenv=XDG_RUNTIME_DIR=%s podman rm -f %.12s", u.Account.UID, u.Account.RuntimeDir(), c.ContainerID)
+	// Without --pipe or --pty: a terminal of root's is not for a process of the user's.
+	return fmt.Sprintf("systemd-run --wait --uid=%d --setenv=XDG_RUNTIME_DIR=%s podman rm -f %.12s", u.Account.UID, u.Account.RuntimeDir(), c.ContainerID)
 }
 
 // dropin judges our drop-in.
 func (u Unit) dropin(p *points) {
 	const what = "drop-in"
 	d := u.Dropin
-	_, tells := u.Unit.Tells()
+	_, notifies := u.Unit.Notifier()
 	switch {
-	case d.Path == "" && d.Wanted:
-		p.fail(what, "its Quadlet file asks for a user, but systemd has no drop-in of the generator", "systemctl daemon-reload && systemctl restart "+terminal.Quote(u.Name))
-	case d.Path == "" && tells:
+	case d.Wanted():
+		p.fail(what, "its Quadlet file asks for a user, but systemd has no drop-in of the generator", u.regenerate())
+	case d.Path == "" && notifies:
 		p.ok(what, "none: the unit runs notify-mainpid of itself")
 	case d.Path == "":
 		user := ", and no User="
 		if u.Unit.User != "" {
 			user = ""
 		}
-		p.fail(what, quadlet.DropinName+" is not there"+user, u.regenerate())
+		p.fail(what, dropin.Name+" is not there"+user, u.regenerate())
 	case d.Err != nil && u.AccountErr != nil:
 		// The point user says it.
 	case d.Err != nil:
 		p.warn(what, fmt.Sprintf("%s could not be compared with what would be written now: %v", d.Path, d.Err), u.regenerate())
 	case d.Foreign:
 		p.ok(what, d.Path+", written by hand, not compared")
-	case !d.Current:
-		p.fail(what, d.Path+" is not what would be written now: the unit or oci-mainpid has changed since", u.regenerate())
-	default:
+	case d.Current:
 		p.ok(what, "current: "+shorten(d.Path))
+	case d.Planned == nil:
+		p.fail(what, d.Path+" would not be written now: "+d.Origin.Source+" is gone, or does not ask for a user any more", u.regenerate())
+	case !d.Origin.Current():
+		p.warn(what, d.Path+" was made by another version of oci-mainpid; it works, but is not what would be written now", u.regenerate())
+	default:
+		p.fail(what, d.Path+" is not what would be written now: the unit or oci-mainpid has changed since", u.regenerate())
 	}
 }
 

@@ -16,6 +16,9 @@ import (
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
 
+	"oci-mainpid-hook/internal/account"
+	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/unitfile"
 	"oci-mainpid-hook/quadlet"
 )
 
@@ -25,7 +28,8 @@ const callTimeout = 25 * time.Second
 
 // Manager is a connection to PID 1.
 type Manager struct {
-	conn *systemd.Conn
+	conn     *systemd.Conn
+	accounts account.Accounts
 	// lost are closed when a connection of conn's ends.
 	lost []<-chan struct{}
 }
@@ -115,17 +119,17 @@ var ErrNoUnit = errors.New("systemd knows no such unit; is the name right, or ha
 // Unit returns what systemd knows of a service, which it loads if need be. The
 // error is ErrNoUnit where there is none.
 func (m *Manager) Unit(ctx context.Context, name string) (*Unit, error) {
-	if err := quadlet.CheckServiceName(name); err != nil {
+	if err := unitfile.CheckServiceName(name); err != nil {
 		return nil, err
 	}
-	if quadlet.IsTemplate(name) {
+	if unitfile.IsTemplate(name) {
 		return nil, fmt.Errorf("%s is a template, name one of its instances", name)
 	}
 	p, err := m.properties(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	u := newUnit(name, p)
+	u := newUnit(name, p, &m.accounts)
 	if u.LoadState == "not-found" {
 		return nil, fmt.Errorf("%s: %w", name, ErrNoUnit)
 	}
@@ -215,13 +219,13 @@ func (m *Manager) IsOurs(ctx context.Context, name string) (bool, error) {
 }
 
 func ours(dropins []string, post []Command) bool {
-	return dropin(dropins) != "" || slices.ContainsFunc(post, Command.IsNotifyMainPID)
+	return ourDropin(dropins) != "" || slices.ContainsFunc(post, Command.IsNotifyMainPID)
 }
 
-// dropin returns our drop-in among a unit's, or "".
-func dropin(paths []string) string {
+// ourDropin returns our drop-in among a unit's, or "".
+func ourDropin(paths []string) string {
 	for _, path := range paths {
-		if filepath.Base(path) == quadlet.DropinName {
+		if filepath.Base(path) == dropin.Name {
 			return path
 		}
 	}
@@ -233,13 +237,13 @@ func dropin(paths []string) string {
 func onDisk(dirs []string) []string {
 	var names []string
 	for _, dir := range dirs {
-		paths, err := filepath.Glob(filepath.Join(dir, "*.service.d", quadlet.DropinName))
+		paths, err := filepath.Glob(filepath.Join(dir, "*.service.d", dropin.Name))
 		if err != nil {
 			continue
 		}
 		for _, path := range paths {
 			name := strings.TrimSuffix(filepath.Base(filepath.Dir(path)), ".d")
-			if quadlet.CheckServiceName(name) == nil && !quadlet.IsTemplate(name) && !IsUserManager(name) && !slices.Contains(names, name) {
+			if unitfile.CheckServiceName(name) == nil && !unitfile.IsTemplate(name) && !IsUserManager(name) && !slices.Contains(names, name) {
 				names = append(names, name)
 			}
 		}

@@ -7,7 +7,8 @@ import (
 	"slices"
 	"testing"
 
-	"oci-mainpid-hook/quadlet"
+	"oci-mainpid-hook/internal/account"
+	"oci-mainpid-hook/internal/dropin"
 )
 
 // with returns the recorded properties with some of them changed.
@@ -23,8 +24,8 @@ func run(flags []string, args ...string) []any {
 }
 
 func TestUnitFromRecordedProperties(t *testing.T) {
-	u := newUnit("usr.service", recorded)
-	if u.User != "db" || u.UID != 1001 || u.Type != "exec" || u.Delegate || u.Cgroup() != quadlet.User {
+	u := newUnit("usr.service", recorded, &account.Accounts{Getent: "-"})
+	if u.User != "db" || u.UID != 1001 || u.Type != "exec" || u.Delegate || u.Cgroup() != "" || u.OriginErr == nil {
 		t.Errorf("%+v", u)
 	}
 	if u.ActiveState != "active" || u.SubState != "running" || u.MainPID == 0 || u.Result != "success" || u.StateChange.IsZero() || u.InactiveExit == 0 || u.ActiveEnter < u.InactiveExit {
@@ -40,15 +41,18 @@ func TestUnitFromRecordedProperties(t *testing.T) {
 		t.Errorf("%q %q", u.OpenFiles, u.Environment)
 	}
 	podman, ok := u.Podman()
-	cgroups, given := podman.Option("--cgroups")
-	if !ok || !given || cgroups != "no-conmon" || podman.AsRoot() || podman.PID == 0 || podman.StartedMonotonic == 0 {
+	cgroups, given := podman.Last("cgroups")
+	if !ok || !given || cgroups != "no-conmon" {
 		t.Errorf("%+v", podman)
 	}
-	tells, ok := u.Tells()
-	if user, _ := tells.Option("--user"); !ok || user != "1001" || !tells.AsRoot() || tells.Code != 1 || tells.Status != 0 || tells.EndedMonotonic <= tells.StartedMonotonic {
-		t.Errorf("%+v", tells)
+	if start := u.Start[0]; start.AsRoot() || start.PID == 0 || start.StartedMonotonic == 0 {
+		t.Errorf("%+v", start)
 	}
-	if len(u.Pre) == 0 || !u.Pre[0].IsNotifyMainPID() || u.Pre[0].Tells() || u.Kube() || u.Refused() != "" {
+	notifier, ok := u.Notifier()
+	if user, _ := notifier.option("--user"); !ok || user != "1001" || !notifier.AsRoot() || notifier.Code != 1 || notifier.Status != 0 || notifier.EndedMonotonic <= notifier.StartedMonotonic {
+		t.Errorf("%+v", notifier)
+	}
+	if len(u.Pre) == 0 || !u.Pre[0].IsNotifyMainPID() || u.Pre[0].NotifiesMainPID() || u.Kube() || u.Refused() != "" {
 		t.Errorf("%+v", u.Pre)
 	}
 }
@@ -58,13 +62,13 @@ func TestUnitOfOtherKinds(t *testing.T) {
 		changes Properties
 		check   func(*Unit) bool
 	}{
-		"mixed": {
-			Properties{"Delegate": true, "ExecStartEx": [][]any{run(nil, "/usr/bin/podman", "run", "--cgroups", "enabled")}},
-			func(u *Unit) bool { return u.Cgroup() == quadlet.Mixed },
+		"the container's own arguments": {
+			Properties{"ExecStartEx": [][]any{run(nil, "/usr/bin/podman", "run", "--cgroups=split", "x", "--cgroups=no")}},
+			func(u *Unit) bool { p, _ := u.Podman(); c, _ := p.Last("cgroups"); return c == "split" },
 		},
-		"service": {
-			Properties{"Delegate": true, "ExecStartEx": [][]any{run(nil, "/usr/bin/podman", "run", "--cgroups=split", "x", "--cgroups=no")}},
-			func(u *Unit) bool { return u.Cgroup() == quadlet.Service },
+		"podman by env": {
+			Properties{"ExecStartEx": [][]any{run(nil, "/usr/bin/env", "A=B", "podman", "run", "--cgroups=split", "x")}},
+			func(u *Unit) bool { p, ok := u.Podman(); return ok && p.Verb == "run" },
 		},
 		"kube": {
 			Properties{"ExecStartPostEx": [][]any{run([]string{"privileged"}, "/x/notify-mainpid", "--user=1", "--require=kube")}},
@@ -84,7 +88,7 @@ func TestUnitOfOtherKinds(t *testing.T) {
 		},
 		"no flags, before systemd 243": {
 			Properties{"ExecStartEx": nil, "ExecStart": [][]any{{"/usr/bin/podman", []string{"podman"}, false, uint64(1), uint64(2), uint64(3), uint64(4), uint32(5), int32(1), int32(0)}}},
-			func(u *Unit) bool { p, ok := u.Podman(); return ok && p.PID == 5 },
+			func(u *Unit) bool { return u.Start[0].PID == 5 },
 		},
 		"not started: the user's UID from the unit": {
 			Properties{"UID": uint32(unknownUID)},
@@ -107,9 +111,27 @@ func TestUnitOfOtherKinds(t *testing.T) {
 			func(u *Unit) bool { return u.MainPID == 0 && len(u.Start) == 0 },
 		},
 	} {
-		if u := newUnit("usr.service", with(c.changes)); !c.check(u) {
+		if u := newUnit("usr.service", with(c.changes), &account.Accounts{Getent: "-"}); !c.check(u) {
 			t.Errorf("%s: %+v", name, u)
 		}
+	}
+}
+
+func TestOrigin(t *testing.T) {
+	path := filepath.Join(t.TempDir(), dropin.Name)
+	write := func(text string) {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	changes := Properties{"DropInPaths": []string{path}, "UID": uint32(unknownUID), "User": "a-name-that-nobody-has"}
+	write("# Made by oci-mainpid-generator: format=2 user=db uid=1001 Cgroup=service source=/etc/usr.container\n[Service]\n")
+	if u := newUnit("usr.service", with(changes), &account.Accounts{Getent: "-"}); u.Cgroup() != dropin.Service || u.UID != 1001 || u.Origin.Source != "/etc/usr.container" || u.OriginErr != nil {
+		t.Errorf("%+v, %v", u.Origin, u.OriginErr)
+	}
+	write("[Service]\nUser=db\n")
+	if u := newUnit("usr.service", with(changes), &account.Accounts{Getent: "-"}); u.OriginErr != dropin.ErrForeign {
+		t.Errorf("by hand: %+v, %v", u.Origin, u.OriginErr)
 	}
 }
 

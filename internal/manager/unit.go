@@ -1,8 +1,8 @@
 package manager
 
 import (
+	"context"
 	"encoding/hex"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -10,7 +10,10 @@ import (
 	"time"
 
 	"oci-mainpid-hook/conmonbridge"
-	"oci-mainpid-hook/quadlet"
+	"oci-mainpid-hook/internal/account"
+	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/podmancmd"
+	"oci-mainpid-hook/internal/unitfile"
 )
 
 // Unit is what systemd knows of a service.
@@ -26,6 +29,8 @@ type Unit struct {
 	Fragment, Source             string // paths of the unit file and of what it was made from
 	Dropins                      []string
 	Dropin                       string // ours among them, "" if it is not there
+	Origin                       dropin.Origin
+	OriginErr                    error  // dropin.ErrForeign, or why there is no Origin
 	NeedReload                   bool   // the files changed since systemd read them
 	User                         string // User=, as written
 	UID                          int    // of the user, -1 if that is not known
@@ -64,14 +69,15 @@ func (c Command) AsRoot() bool { return slices.Contains(c.Flags, "privileged") }
 // IsNotifyMainPID reports whether it is our helper.
 func (c Command) IsNotifyMainPID() bool { return c.Name() == "notify-mainpid" }
 
-// Tells reports whether it is our helper and tells systemd the main PID.
-func (c Command) Tells() bool {
+// NotifiesMainPID reports whether it is our helper and notifies systemd of the main
+// PID.
+func (c Command) NotifiesMainPID() bool {
 	return c.IsNotifyMainPID() && !slices.Contains(c.Arguments, "--prepare") && !slices.Contains(c.Arguments, "--forget")
 }
 
-// Option returns the value that an option --name has where it is first in the
-// arguments, be it written --name=value or --name value, and whether it is there.
-func (c Command) Option(name string) (string, bool) {
+// option returns the value of an option of our helper, be it written --name=value or
+// --name value, and whether it is there.
+func (c Command) option(name string) (string, bool) {
 	for i, a := range c.Arguments {
 		if value, ok := strings.CutPrefix(a, name+"="); ok {
 			return value, true
@@ -85,7 +91,7 @@ func (c Command) Option(name string) (string, bool) {
 
 const unknownUID = 1<<32 - 1
 
-func newUnit(name string, p Properties) *Unit {
+func newUnit(name string, p Properties, accounts *account.Accounts) *Unit {
 	u := &Unit{
 		Name:      name,
 		LoadState: p.String("LoadState"), LoadError: loadError(p),
@@ -106,7 +112,9 @@ func newUnit(name string, p Properties) *Unit {
 		MainExitCode: intOf(p["ExecMainCode"]), MainExitStatus: intOf(p["ExecMainStatus"]),
 		Properties: p,
 	}
-	u.Dropin = dropin(u.Dropins)
+	if u.Dropin = ourDropin(u.Dropins); u.Dropin != "" {
+		u.Origin, u.OriginErr = readOrigin(u.Dropin)
+	}
 	for _, c := range []struct {
 		name string
 		to   *[]Command
@@ -125,34 +133,41 @@ func newUnit(name string, p Properties) *Unit {
 			u.OpenFiles = append(u.OpenFiles, stringOf(f[0]))
 		}
 	}
-	u.UID = u.uid()
+	u.UID = u.uid(accounts)
 	return u
 }
 
-// uid is what systemd found out when it started the unit, or else what the unit
-// says: to notify-mainpid, or by User=.
-func (u *Unit) uid() int {
+func readOrigin(path string) (dropin.Origin, error) {
+	text, err := unitfile.Read(path)
+	if err != nil {
+		return dropin.Origin{}, err
+	}
+	return dropin.ParseOrigin(text)
+}
+
+// uid returns the UID that systemd found when it started the unit, or else the one
+// that the drop-in, the helper's command line or User= says.
+func (u *Unit) uid(accounts *account.Accounts) int {
 	if uid, ok := u.Properties.Uint("UID"); ok && uid != unknownUID {
 		return int(uid)
 	}
-	if u.User == "" {
+	if u.Origin.UID != 0 {
+		return u.Origin.UID
+	}
+	name := u.User
+	if notifier, ok := u.Notifier(); ok && name != "" {
+		if user, ok := notifier.option("--user"); ok {
+			name = user
+		}
+	}
+	if name == "" {
 		return 0
 	}
-	names := []string{u.User}
-	if tells, ok := u.Tells(); ok {
-		if name, ok := tells.Option("--user"); ok {
-			names = []string{name, u.User}
-		}
+	if uid, err := strconv.ParseUint(name, 10, 31); err == nil {
+		return int(uid)
 	}
-	for _, name := range names {
-		if uid, err := strconv.ParseUint(name, 10, 31); err == nil {
-			return int(uid)
-		}
-		if account, err := user.Lookup(name); err == nil && name != "" {
-			if uid, err := strconv.Atoi(account.Uid); err == nil {
-				return uid
-			}
-		}
+	if a, err := accounts.Lookup(context.Background(), name); err == nil || a.Name != "" {
+		return a.UID
 	}
 	return -1
 }
@@ -188,43 +203,36 @@ func (u *Unit) Refused() string {
 
 // Podman returns the unit's podman, of ExecStart=; ok is false where that is
 // another program.
-func (u *Unit) Podman() (c Command, ok bool) {
+func (u *Unit) Podman() (p podmancmd.Podman, ok bool) {
 	for _, c := range u.Start {
-		if c.Name() == "podman" {
-			return c, true
+		if len(c.Arguments) == 0 {
+			continue
+		}
+		if p, ok := podmancmd.ParseArguments(c.Path, c.Arguments[1:]); ok {
+			return p, true
 		}
 	}
-	return Command{}, false
+	return podmancmd.Podman{}, false
 }
 
-// Tells returns the command that tells systemd the main PID.
-func (u *Unit) Tells() (c Command, ok bool) {
-	i := slices.IndexFunc(u.Post, Command.Tells)
+// Notifier returns the command that notifies systemd of the main PID.
+func (u *Unit) Notifier() (c Command, ok bool) {
+	i := slices.IndexFunc(u.Post, Command.NotifiesMainPID)
 	if i < 0 {
 		return Command{}, false
 	}
 	return u.Post[i], true
 }
 
-// Cgroup returns where the unit's processes live, as it is set: the drop-in does
-// not name the mode, but its settings are those of one only.
-func (u *Unit) Cgroup() quadlet.Cgroup {
-	podman, _ := u.Podman()
-	cgroups, _ := podman.Option("--cgroups")
-	switch {
-	case !u.Delegate:
-		return quadlet.User
-	case cgroups == "split":
-		return quadlet.Service
-	}
-	return quadlet.Mixed
-}
+// Cgroup returns the mode that the drop-in was made for; "" for a drop-in without a
+// record of it, or a unit without a drop-in of ours.
+func (u *Unit) Cgroup() dropin.Cgroup { return u.Origin.Options.Cgroup }
 
 // Kube reports whether one podman starts several containers, of which the
 // service container is the unit's.
 func (u *Unit) Kube() bool {
-	tells, _ := u.Tells()
-	require, _ := tells.Option("--require")
+	notifier, _ := u.Notifier()
+	require, _ := notifier.option("--require")
 	return require == string(conmonbridge.RequireKube)
 }
 

@@ -91,7 +91,7 @@ func judge(u *manager.Unit, all []census.Conmon, told int, verify func(census.St
 		MainPID: u.MainPID, Told: told, ControlGroup: u.ControlGroup, Kube: u.Kube(),
 	}
 	current, leftOver := start.Of(all)
-	if _, ok := u.Tells(); ok {
+	if _, ok := u.Notifier(); ok {
 		s.Cgroup = string(u.Cgroup())
 	} else if len(current)+len(leftOver) == 0 {
 		return s // it may well have no container of its own

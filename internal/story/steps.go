@@ -54,7 +54,7 @@ func (t *teller) podman() {
 		t.event(from, fmt.Sprintf("started process %d: %.*s", podman.PID, maxCommand, strings.Join(podman.Arguments, " ")), None, 0)
 		t.step(stepName(podman), from, t.podmanEnd(podman), false)
 	}
-	tells, ok := u.Tells()
+	tells, ok := u.Notifier()
 	if !ok || u.MainPID == 0 || u.MainPID == podman.PID {
 		return
 	}
@@ -115,7 +115,7 @@ func exitText(code, status int) string {
 
 // exitMeaning is what the exit status says, where it is known.
 func exitMeaning(c manager.Command) string {
-	if c.Tells() && c.Code == 1 {
+	if c.NotifiesMainPID() && c.Code == 1 {
 		switch c.Status {
 		case 1:
 			return ", refused"

@@ -95,7 +95,7 @@ func Tell(name string, unit *manager.Unit, entries []journal.Entry) Story {
 	t.begin(entries)
 	if unit != nil {
 		t.User = unit.User
-		if _, ok := unit.Tells(); ok {
+		if _, ok := unit.Notifier(); ok {
 			t.Cgroup = string(unit.Cgroup())
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"oci-mainpid-hook/internal/dropin"
 	"oci-mainpid-hook/internal/journal"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/message"
@@ -89,10 +90,14 @@ func ours(name, cgroups string) []string {
 	return []string{podmanPath, "run", "--name=" + name, "--replace", "--rm", "--cgroups=" + cgroups, "--sdnotify=conmon", "-d", "localhost/busybox", "sh", "-c", `trap "exit 0" TERM; echo hello from ` + name + `; while :; do sleep 1; done`}
 }
 
+func mode(c dropin.Cgroup) dropin.Origin {
+	return dropin.Origin{Options: dropin.Options{Cgroup: c}}
+}
+
 func units(t *testing.T) map[string]*manager.Unit {
 	return map[string]*manager.Unit{
 		"mixed": {
-			Name: "mix.service", User: "web", UID: 1000, Type: "notify", Delegate: true, ActiveState: "active", SubState: "running", Result: "success",
+			Name: "mix.service", Origin: mode(dropin.Mixed), User: "web", UID: 1000, Type: "notify", Delegate: true, ActiveState: "active", SubState: "running", Result: "success",
 			InvocationID: "0b5d4310753b4c0b9792f871ca329ac6", MainPID: 11252,
 			InactiveExit: at(t, "1h31m49.295974s"), ActiveEnter: at(t, "1h31m49.552574s"), MainStart: at(t, "1h31m49.45s"),
 			Pre: []manager.Command{
@@ -103,7 +108,7 @@ func units(t *testing.T) map[string]*manager.Unit {
 			Post:  []manager.Command{command(t, 11261, 0, "1h31m49.492513s", "1h31m49.552565s", notifyPath, "--user=1000", "--unit=mix.service", "/run/oci-mainpid/mix.service/mainpid", "/run/oci-mainpid/mix.service/result")},
 		},
 		"user": {
-			Name: "usr.service", User: "db", UID: 1001, Type: "exec", ActiveState: "active", SubState: "running", Result: "success",
+			Name: "usr.service", Origin: mode(dropin.User), User: "db", UID: 1001, Type: "exec", ActiveState: "active", SubState: "running", Result: "success",
 			InvocationID: "24987b079d444ffe9e37bc3da6727c26", MainPID: 11143, Environment: []string{"OCI_MAINPID_RESULT=/run/oci-mainpid/usr.service/result"},
 			InactiveExit: at(t, "1h31m46.835981s"), ActiveEnter: at(t, "1h31m47.125909s"), MainStart: at(t, "1h31m47.05s"),
 			Pre:   []manager.Command{command(t, 11112, 0, "1h31m46.832998s", "1h31m46.856772s", notifyPath, "--prepare", "--unit=usr.service", "/run/oci-mainpid/usr.service/mainpid", "/run/oci-mainpid/usr.service/result")},
@@ -111,7 +116,7 @@ func units(t *testing.T) map[string]*manager.Unit {
 			Post:  []manager.Command{command(t, 11118, 0, "1h31m46.874319s", "1h31m47.12589s", notifyPath, "--user=1001", "--timeout=infinity", "--unit=usr.service", "/run/oci-mainpid/usr.service/mainpid", "/run/oci-mainpid/usr.service/result")},
 		},
 		"nohook": {
-			Name: "usr.service", User: "db", UID: 1001, Type: "exec", ActiveState: "failed", SubState: "failed", Result: "exit-code",
+			Name: "usr.service", Origin: mode(dropin.User), User: "db", UID: 1001, Type: "exec", ActiveState: "failed", SubState: "failed", Result: "exit-code",
 			InvocationID: "e31e839aa46c4f96b9371c6725f5ba27", Environment: []string{"OCI_MAINPID_RESULT=/run/oci-mainpid/usr.service/result"},
 			InactiveExit: at(t, "1h31m51.644327s"), MainStart: at(t, "1h31m51.648769s"),
 			Pre:   []manager.Command{command(t, 11331, 0, "1h31m51.641643s", "1h31m51.648649s", notifyPath, "--prepare", "--unit=usr.service", "/run/oci-mainpid/usr.service/mainpid", "/run/oci-mainpid/usr.service/result")},

@@ -1,4 +1,4 @@
-package quadlet
+package unitfile
 
 import (
 	"errors"
@@ -8,11 +8,11 @@ import (
 	"unicode/utf8"
 )
 
-// word is one word of a line: its text with quotes and escapes undone, and the
-// bytes line[start:end] that it was written as.
-type word struct {
-	text       string
-	start, end int
+// Word is one word of a line: its text with quotes and escapes undone, and the
+// bytes line[Start:end] that it was written as.
+type Word struct {
+	Text       string
+	Start, End int
 }
 
 var (
@@ -20,17 +20,17 @@ var (
 	errEscape = errors.New("invalid escape sequence")
 )
 
-// nextWord returns the word at or after offset from, as systemd.syntax(7),
+// NextWord returns the word at or after offset from, as systemd.syntax(7),
 // "Quoting", describes it. ok is false at the end of the line.
-func nextWord(line string, from int) (w word, ok bool, err error) {
+func NextWord(line string, from int) (w Word, ok bool, err error) {
 	i := from
 	for i < len(line) && strings.IndexByte(whitespace, line[i]) >= 0 {
 		i++
 	}
 	if i == len(line) {
-		return word{}, false, nil
+		return Word{}, false, nil
 	}
-	w.start = i
+	w.Start = i
 	// Most words are written as they are meant.
 	n := strings.IndexAny(line[i:], whitespace+"\\\"'")
 	if n < 0 {
@@ -38,11 +38,11 @@ func nextWord(line string, from int) (w word, ok bool, err error) {
 	}
 	i += n
 	if i == len(line) || strings.IndexByte(whitespace, line[i]) >= 0 {
-		w.text, w.end = line[w.start:i], i
+		w.Text, w.End = line[w.Start:i], i
 		return w, true, nil
 	}
 	var text strings.Builder
-	text.WriteString(line[w.start:i])
+	text.WriteString(line[w.Start:i])
 	var quote byte
 	for ; i < len(line); i++ {
 		c := line[i]
@@ -50,7 +50,7 @@ func nextWord(line string, from int) (w word, ok bool, err error) {
 		case c == '\\':
 			decoded, n, err := unescape(line[i:])
 			if err != nil {
-				return word{}, false, err
+				return Word{}, false, err
 			}
 			text.WriteString(decoded)
 			i += n - 1
@@ -61,24 +61,24 @@ func nextWord(line string, from int) (w word, ok bool, err error) {
 		case c == '"' || c == '\'':
 			quote = c
 		case strings.IndexByte(whitespace, c) >= 0:
-			w.text, w.end = text.String(), i
+			w.Text, w.End = text.String(), i
 			return w, true, nil
 		default:
 			text.WriteByte(c)
 		}
 	}
 	if quote != 0 {
-		return word{}, false, errQuote
+		return Word{}, false, errQuote
 	}
-	w.text, w.end = text.String(), i
+	w.Text, w.End = text.String(), i
 	return w, true, nil
 }
 
-// splitWords returns the words of a line.
-func splitWords(line string) ([]word, error) {
-	var words []word
+// SplitWords returns the words of a line.
+func SplitWords(line string) ([]Word, error) {
+	var words []Word
 	for at := 0; ; {
-		w, ok, err := nextWord(line, at)
+		w, ok, err := NextWord(line, at)
 		if err != nil {
 			return nil, err
 		}
@@ -86,7 +86,7 @@ func splitWords(line string) ([]word, error) {
 			return words, nil
 		}
 		words = append(words, w)
-		at = w.end
+		at = w.End
 	}
 }
 
@@ -131,25 +131,25 @@ func unescape(s string) (text string, n int, err error) {
 	return string(rune(v)), first + digits, nil
 }
 
-// quoteWord writes text as one word of a line of which specifiers are expanded,
-// such as a value of Environment=: what nextWord reads, with % doubled.
-func quoteWord(text string) string {
-	return quote(strings.ReplaceAll(text, "%", "%%"))
+// QuoteWord writes text as one word of a line of which specifiers are expanded,
+// such as a value of Environment=: what NextWord reads, with % doubled.
+func QuoteWord(text string) string {
+	return Quote(strings.ReplaceAll(text, "%", "%%"))
 }
 
-// quoteArgument writes text as one argument of an Exec*= line, where $ names a
+// QuoteArgument writes text as one argument of an Exec*= line, where $ names a
 // variable as well.
-func quoteArgument(text string) string {
+func QuoteArgument(text string) string {
 	text = strings.ReplaceAll(text, "$", "$$")
-	q := quoteWord(text)
+	q := QuoteWord(text)
 	if q == ";" { // the separator of commands, systemd.service(5)
 		return `\;`
 	}
 	return q
 }
 
-// quote writes text as nextWord reads it back.
-func quote(text string) string {
+// Quote writes text as NextWord reads it back.
+func Quote(text string) string {
 	if text != "" && !strings.ContainsFunc(text, needsQuoting) {
 		return text
 	}
@@ -182,9 +182,9 @@ func needsQuoting(r rune) bool {
 	return r <= ' ' || r == 0x7f || r == '\\' || r == '"' || r == '\'' || r == utf8.RuneError
 }
 
-// quoteOpenFile writes a path as the first field of OpenFile=, which knows
+// QuoteOpenFile writes a path as the first field of OpenFile=, which knows
 // C-style escapes but neither quotes nor specifiers, and ends at a colon.
-func quoteOpenFile(path string) string {
+func QuoteOpenFile(path string) string {
 	var b strings.Builder
 	for i := 0; i < len(path); i++ {
 		switch c := path[i]; {

@@ -1,4 +1,4 @@
-package quadlet
+package unitfile
 
 import (
 	"errors"
@@ -25,15 +25,15 @@ func TestSplitWords(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			words, err := splitWords(test.line)
+			words, err := SplitWords(test.line)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var got []string
 			for _, w := range words {
-				got = append(got, w.text)
-				if w.start > 0 && !strings.ContainsAny(test.line[w.start-1:w.start], whitespace) {
-					t.Errorf("%q does not start at %d", w.text, w.start)
+				got = append(got, w.Text)
+				if w.Start > 0 && !strings.ContainsAny(test.line[w.Start-1:w.Start], whitespace) {
+					t.Errorf("%q does not start at %d", w.Text, w.Start)
 				}
 			}
 			if !reflect.DeepEqual(got, test.want) {
@@ -58,7 +58,7 @@ func TestSplitWordsRefuses(t *testing.T) {
 		"half a surrogate pair":      {`\ud800`, errEscape},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if words, err := splitWords(test.line); !errors.Is(err, test.err) {
+			if words, err := SplitWords(test.line); !errors.Is(err, test.err) {
 				t.Errorf("got %q, %v", words, err)
 			}
 		})
@@ -80,16 +80,16 @@ func TestQuote(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			if got := quoteWord(test.text); got != test.word {
-				t.Errorf("quoteWord: %s, want %s", got, test.word)
+			if got := QuoteWord(test.text); got != test.word {
+				t.Errorf("QuoteWord: %s, want %s", got, test.word)
 			}
-			if got := quoteArgument(test.text); got != test.argument {
-				t.Errorf("quoteArgument: %s, want %s", got, test.argument)
+			if got := QuoteArgument(test.text); got != test.argument {
+				t.Errorf("QuoteArgument: %s, want %s", got, test.argument)
 			}
 		})
 	}
-	if got := quoteOpenFile(`/run/a\x2db@c:d.service/100%`); got != `/run/a\x5cx2db@c\x3ad.service/100%` {
-		t.Errorf("quoteOpenFile: %s", got)
+	if got := QuoteOpenFile(`/run/a\x2db@c:d.service/100%`); got != `/run/a\x5cx2db@c\x3ad.service/100%` {
+		t.Errorf("QuoteOpenFile: %s", got)
 	}
 }
 
@@ -113,22 +113,22 @@ func FuzzQuote(f *testing.F) {
 		for _, q := range []struct {
 			name, line string
 			dollar     bool
-		}{{"quoteWord", quoteWord(text), false}, {"quoteArgument", quoteArgument(text), true}} {
+		}{{"QuoteWord", QuoteWord(text), false}, {"QuoteArgument", QuoteArgument(text), true}} {
 			if strings.ContainsAny(q.line, "\n\r") {
 				t.Errorf("%s(%q) = %q is more than a line", q.name, text, q.line)
 			}
 			if q.line == `\;` {
 				continue
 			}
-			words, err := splitWords(q.line)
-			if err != nil || len(words) != 1 || expand(words[0].text, q.dollar) != text {
+			words, err := SplitWords(q.line)
+			if err != nil || len(words) != 1 || expand(words[0].Text, q.dollar) != text {
 				t.Errorf("%s(%q) = %q, read back: %q, %v", q.name, text, q.line, words, err)
 			}
 		}
 		// OpenFile= ends the path at a colon and knows escapes only.
-		path, _, _ := strings.Cut(quoteOpenFile(text)+":mainpidfile", ":")
-		if words, err := splitWords("x" + path); err != nil || len(words) != 1 || words[0].text != "x"+text {
-			t.Errorf("quoteOpenFile(%q) = %q, read back: %q, %v", text, path, words, err)
+		path, _, _ := strings.Cut(QuoteOpenFile(text)+":mainpidfile", ":")
+		if words, err := SplitWords("x" + path); err != nil || len(words) != 1 || words[0].Text != "x"+text {
+			t.Errorf("QuoteOpenFile(%q) = %q, read back: %q, %v", text, path, words, err)
 		}
 	})
 }

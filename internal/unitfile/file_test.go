@@ -1,4 +1,4 @@
-package quadlet
+package unitfile
 
 import (
 	"errors"
@@ -22,6 +22,8 @@ func TestParse(t *testing.T) {
 			[]Assignment{{"Service", "Type", "exec"}, {"Service", "User", "web"}}},
 		{"value with an equals sign", "[Service]\nEnvironment=A=B\n", []Assignment{{"Service", "Environment", "A=B"}}},
 		{"carriage returns", "[Service]\r\nType=exec\r\n", []Assignment{{"Service", "Type", "exec"}}},
+		{"a carriage return ends a line", "[Service]\rType=exec\r# User=web\rUser=db\r", []Assignment{{"Service", "Type", "exec"}, {"Service", "User", "db"}}},
+		{"a newline and a carriage return are one line's end", "[Service]\n\rExecStart=a\\\n\rb\r\rType=exec", []Assignment{{"Service", "ExecStart", "a b"}, {"Service", "Type", "exec"}}},
 		{"byte order mark", "\ufeff[Service]\nType=exec", []Assignment{{"Service", "Type", "exec"}}},
 		{"indented lines", "  [Service]\n\tType=exec\n", []Assignment{{"Service", "Type", "exec"}}},
 		{"continuation", "[Service]\nExecStart=/bin/a \\\n   b\\\n   c\nType=exec\n",
@@ -109,8 +111,8 @@ func TestLoad(t *testing.T) {
 	if err := unix.Mkfifo(path("fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	write(t, path("huge"), "[A]\n"+strings.Repeat("#", maxUnitSize))
-	write(t, path("fits"), "[A]\n"+strings.Repeat("#", maxUnitSize-4))
+	write(t, path("huge"), "[A]\n"+strings.Repeat("#", MaxSize))
+	write(t, path("fits"), "[A]\n"+strings.Repeat("#", MaxSize-4))
 	link(t, "/dev/null", path("masked"))
 	link(t, "/dev/zero", path("zero"))
 	for _, name := range []string{"huge", "fifo", "zero", "missing", "."} {
@@ -138,7 +140,7 @@ func TestLoadWithDropins(t *testing.T) {
 	write(t, dir+"/usr/30-c.conf", "[Service]\nType=exec\n[Extra]\n")
 	write(t, dir+"/etc/50-oci-mainpid.conf", "[Service]\nUser=ours\n")
 	write(t, dir+"/etc/README", "[Service]\nUser=readme\n")
-	u, err := LoadWithDropins(dir+"/web.service", []string{dir + "/etc", dir + "/usr", dir + "/none"}, DropinName)
+	u, err := LoadWithDropins(dir+"/web.service", []string{dir + "/etc", dir + "/usr", dir + "/none"}, "50-oci-mainpid.conf")
 	if err != nil {
 		t.Fatal(err)
 	}

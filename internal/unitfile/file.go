@@ -1,7 +1,6 @@
-// Package quadlet reads unit files, Quadlet's as well as systemd's own, decides
-// what a unit that runs podman needs to run as a user with conmon as its main
-// process, and writes that as a drop-in.
-package quadlet
+// Package unitfile reads and writes systemd's unit file syntax, systemd.syntax(7):
+// sections, assignments, words and their quoting, command lines and unit names.
+package unitfile
 
 import (
 	"bytes"
@@ -18,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxUnitSize bounds what is read of one unit file. systemd itself refuses a
+// MaxSize bounds, in bytes, what is read of one unit file. systemd itself refuses a
 // line of 1 MiB; no unit file that a person wrote comes near it.
-const maxUnitSize = 1 << 20
+const MaxSize = 1 << 20
 
 var (
 	// ErrTooLarge is returned for a unit file of more than 1 MiB.
@@ -35,19 +34,20 @@ type Assignment struct {
 	Section, Key, Value string
 }
 
-// Unit is the text of a unit file with its drop-ins, in the order in which
+// File is the text of a unit file with its drop-ins, in the order in which
 // systemd applies it. It does not know what the keys mean.
-type Unit struct {
+type File struct {
 	// Path is where it was read, empty for one that never was a file.
 	Path        string
 	Assignments []Assignment
-	sections    []string
+	// Sections are the names of its sections, each once.
+	Sections []string
 }
 
 // Load reads the unit file at path. It fails with ErrNotUnit, ErrTooLarge, or an
 // error of the file system; only a regular file is read.
-func Load(path string) (*Unit, error) {
-	data, err := readRegular(path)
+func Load(path string) (*File, error) {
+	data, err := Read(path)
 	if err != nil {
 		return nil, err
 	}
@@ -59,9 +59,9 @@ func Load(path string) (*Unit, error) {
 	return u, nil
 }
 
-// readRegular reads a regular file of at most maxUnitSize bytes. Opening does
-// not block on a FIFO.
-func readRegular(path string) ([]byte, error) {
+// Read returns the text of a unit file, of at most MaxSize bytes. It does not wait
+// for a FIFO.
+func Read(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -75,24 +75,24 @@ func readRegular(path string) ([]byte, error) {
 		return nil, fmt.Errorf("read %s: is a directory", path)
 	}
 	// A link to /dev/null is how systemd.unit(5) masks a unit: an empty file.
-	if isNull(info) {
+	if IsNull(info) {
 		return nil, nil
 	}
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("read %s: is not a regular file", path)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxUnitSize+1))
+	data, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(data) > maxUnitSize {
+	if len(data) > MaxSize {
 		return nil, fmt.Errorf("read %s: %w", path, ErrTooLarge)
 	}
 	return data, nil
 }
 
-// isNull reports whether the file is the device /dev/null, null(4).
-func isNull(info os.FileInfo) bool {
+// IsNull reports whether the file is the device /dev/null, null(4).
+func IsNull(info os.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	return ok && info.Mode()&os.ModeCharDevice != 0 && st.Rdev == unix.Mkdev(1, 3)
 }
@@ -104,19 +104,19 @@ func isNull(info os.FileInfo) bool {
 // The parser of go-systemd is not used: it refuses lines of more than 2048
 // bytes, takes a comment between continuation lines for part of the value, and
 // continues comments that end with a backslash. systemd does none of this.
-func Parse(data []byte) (*Unit, error) {
+func Parse(data []byte) (*File, error) {
 	if bytes.IndexByte(data, 0) >= 0 {
 		return nil, ErrNotUnit
 	}
-	u := &Unit{Assignments: make([]Assignment, 0, bytes.Count(data, []byte("=")))}
+	u := &File{Assignments: make([]Assignment, 0, bytes.Count(data, []byte("=")))}
 	section := ""
 	var pending []string // the lines before one, that it continues
 	sawLine := false
 	text := strings.TrimPrefix(string(data), "\ufeff")
 	for len(text) > 0 {
-		line, rest, _ := strings.Cut(text, "\n")
-		text = rest
-		line = strings.TrimLeft(strings.TrimSuffix(line, "\r"), whitespace)
+		var line string
+		line, text = cutLine(text)
+		line = strings.TrimLeft(line, whitespace)
 		if line != "" && (line[0] == '#' || line[0] == ';') {
 			if text != "" || len(pending) == 0 {
 				continue
@@ -143,10 +143,10 @@ func Parse(data []byte) (*Unit, error) {
 		sawLine = true
 		if line[0] == '[' {
 			if line[len(line)-1] != ']' {
-				return nil, fmt.Errorf("%w: section header %q", ErrNotUnit, clip(line))
+				return nil, fmt.Errorf("%w: section header %q", ErrNotUnit, Clip(line))
 			}
 			section = line[1 : len(line)-1]
-			u.addSection(section)
+			u.AddSection(section)
 			continue
 		}
 		key, value, ok := strings.Cut(line, "=")
@@ -159,30 +159,47 @@ func Parse(data []byte) (*Unit, error) {
 			Value:   strings.TrimLeft(value, whitespace),
 		})
 	}
-	if sawLine && len(u.sections) == 0 {
+	if sawLine && len(u.Sections) == 0 {
 		return nil, ErrNotUnit
 	}
 	return u, nil
 }
 
-const whitespace = " \t\n\r"
-
-func clip(s string) string {
-	if len(s) > 40 {
-		s = s[:40] + "…"
+// cutLine cuts text behind its first line, as systemd does: a carriage return ends
+// a line like a newline, and the two together in either order are one line's end.
+func cutLine(text string) (line, rest string) {
+	i := strings.IndexAny(text, "\n\r")
+	if i < 0 {
+		return text, ""
 	}
-	return s
+	line, rest = text[:i], text[i+1:]
+	if rest != "" && rest[0] != text[i] && (rest[0] == '\n' || rest[0] == '\r') {
+		rest = rest[1:]
+	}
+	return line, rest
 }
 
-func (u *Unit) addSection(name string) {
-	if !u.Has(name) {
-		u.sections = append(u.sections, name)
+const whitespace = " \t\n\r"
+
+// Clip shortens a value for an error message.
+func Clip(value string) string {
+	const limit = 40
+	if len(value) > limit {
+		value = strings.ToValidUTF8(value[:limit], "") + "…"
+	}
+	return value
+}
+
+// AddSection adds an empty section, unless there is one of that name.
+func (f *File) AddSection(name string) {
+	if !f.Has(name) {
+		f.Sections = append(f.Sections, name)
 	}
 }
 
 // Has reports whether the unit has a section of that name, be it empty.
-func (u *Unit) Has(section string) bool {
-	for _, s := range u.sections {
+func (f *File) Has(section string) bool {
+	for _, s := range f.Sections {
 		if s == section {
 			return true
 		}
@@ -190,19 +207,19 @@ func (u *Unit) Has(section string) bool {
 	return false
 }
 
-// Merge applies a drop-in: its assignments count after those of u.
-func (u *Unit) Merge(dropin *Unit) {
-	for _, s := range dropin.sections {
-		u.addSection(s)
+// Merge applies a drop-in: its assignments count after those of f.
+func (f *File) Merge(dropin *File) {
+	for _, s := range dropin.Sections {
+		f.AddSection(s)
 	}
-	u.Assignments = append(u.Assignments, dropin.Assignments...)
+	f.Assignments = append(f.Assignments, dropin.Assignments...)
 }
 
 // Get returns what counts of a key that holds one value: the last assignment.
 // It is empty where there is none or the last one is a reset.
-func (u *Unit) Get(section, key string) string {
-	for i := len(u.Assignments) - 1; i >= 0; i-- {
-		if a := &u.Assignments[i]; a.Key == key && a.Section == section {
+func (f *File) Get(section, key string) string {
+	for i := len(f.Assignments) - 1; i >= 0; i-- {
+		if a := &f.Assignments[i]; a.Key == key && a.Section == section {
 			return a.Value
 		}
 	}
@@ -211,10 +228,10 @@ func (u *Unit) Get(section, key string) string {
 
 // List returns what counts of a key that collects values: every assignment
 // since the last reset.
-func (u *Unit) List(section, key string) []string {
+func (f *File) List(section, key string) []string {
 	var values []string
-	for i := range u.Assignments {
-		a := &u.Assignments[i]
+	for i := range f.Assignments {
+		a := &f.Assignments[i]
 		if a.Key != key || a.Section != section {
 			continue
 		}
@@ -231,7 +248,7 @@ func (u *Unit) List(section, key string) []string {
 // directories on top of it, sorted by file name; of two with one name, that of
 // the earlier directory counts. Files called except are left out. A directory
 // that does not exist is no error.
-func LoadWithDropins(path string, dirs []string, except string) (*Unit, error) {
+func LoadWithDropins(path string, dirs []string, except string) (*File, error) {
 	u, err := Load(path)
 	if err != nil {
 		return nil, err

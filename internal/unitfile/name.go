@@ -1,4 +1,4 @@
-package quadlet
+package unitfile
 
 import (
 	"fmt"
@@ -27,22 +27,30 @@ func CheckServiceName(name string) error {
 }
 
 // IsTemplate reports whether name is that of a template: web@.service.
-func IsTemplate(name string) bool { return strings.HasSuffix(stem(name), "@") }
+func IsTemplate(name string) bool { return strings.HasSuffix(Stem(name), "@") }
 
-// templateOf returns the template's name of an instance, web@.service of
+// TemplateOf returns the template's name of an instance, web@.service of
 // web@a.service, and the name itself of any other unit.
-func templateOf(name string) string {
-	base, _, ok := strings.Cut(stem(name), "@")
+func TemplateOf(name string) string {
+	base, _, ok := strings.Cut(Stem(name), "@")
 	if !ok {
 		return name
 	}
-	return base + "@" + name[len(stem(name)):]
+	return base + "@" + name[len(Stem(name)):]
 }
 
-// stem is the name without its type.
-func stem(name string) string {
+// Stem returns the name without its type, web of web.service.
+func Stem(name string) string {
 	if i := strings.LastIndexByte(name, '.'); i >= 0 {
 		return name[:i]
 	}
 	return name
+}
+
+// IsPrefix reports whether the directory of the unit's drop-ins would count for
+// other units too: those of web-.service.d apply to every web-*.service, see
+// systemd.unit(5).
+func IsPrefix(name string) bool {
+	prefix, _, _ := strings.Cut(Stem(name), "@")
+	return strings.HasSuffix(prefix, "-")
 }

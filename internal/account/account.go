@@ -1,0 +1,273 @@
+// Package account looks up the users that run containers: passwd(5), subordinate
+// IDs (subuid(5), subgid(5)) and the user's runtime directory.
+package account
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/sys/user"
+)
+
+// Account is a user that may run containers.
+type Account struct {
+	Name        string
+	UID         int
+	Home, Shell string // as in passwd(5)
+}
+
+// RuntimeDir returns the directory in which the user's podman keeps what lasts
+// until reboot, XDG_RUNTIME_DIR in pam_systemd(8).
+func (a Account) RuntimeDir() string { return "/run/user/" + strconv.Itoa(a.UID) }
+
+// Manager returns the name of the user's service manager, user@.service(5).
+func (a Account) Manager() string { return "user@" + strconv.Itoa(a.UID) + ".service" }
+
+var (
+	// ErrUnknown says that there is no such user.
+	ErrUnknown = errors.New("does not exist")
+	// ErrRoot says that the user is root.
+	ErrRoot = errors.New("is root, whose containers need no oci-mainpid")
+	// ErrNoAnswer says that the name service did not answer in time,
+	// nsswitch.conf(5).
+	ErrNoAnswer = errors.New("could not be looked up: the name service (getent passwd) does not answer")
+)
+
+// NoIDsError says that a user lacks subordinate IDs, without which podman runs no
+// container.
+type NoIDsError struct {
+	User string
+	// Missing are the kinds that are missing, "user" and "group".
+	Missing []string
+	// Free is a range that nobody has, as usermod(8) takes it.
+	Free string
+}
+
+func (e *NoIDsError) Error() string {
+	return fmt.Sprintf("user %q has no subordinate %s IDs; give it a free range: %s", e.User, strings.Join(e.Missing, " and "), e.Remedy())
+}
+
+// Remedy returns the command that gives the user all that is missing.
+func (e *NoIDsError) Remedy() string {
+	command := "usermod"
+	for _, kind := range e.Missing {
+		command += fmt.Sprintf(" --add-sub%cids %s", kind[0], e.Free)
+	}
+	return command + " " + e.User
+}
+
+// Accounts looks users up and remembers the answers. The zero value reads the
+// system's own files.
+type Accounts struct {
+	// Etc is the directory of passwd, subuid, subgid and nsswitch.conf; /etc if
+	// empty.
+	Etc string
+	// Getent is asked for a user that passwd does not have; /usr/bin/getent if
+	// empty, nothing if "-".
+	Getent string
+
+	mutex sync.Mutex
+	known map[string]lookup
+}
+
+type lookup struct {
+	account Account
+	err     error
+}
+
+// nameServiceTimeout bounds how long a network directory may hold up a boot, for
+// all users together.
+const nameServiceTimeout = 5 * time.Second
+
+// LookupAll looks up all users at once, so that Lookup has the answers.
+func (a *Accounts) LookupAll(ctx context.Context, namesOrUIDs []string) {
+	ctx, cancel := context.WithTimeout(ctx, nameServiceTimeout)
+	defer cancel()
+	var group sync.WaitGroup
+	slots := make(chan struct{}, 64)
+	names := slices.Clone(namesOrUIDs)
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		group.Add(1)
+		slots <- struct{}{}
+		go func() {
+			defer group.Done()
+			a.Lookup(ctx, name)
+			<-slots
+		}()
+	}
+	group.Wait()
+}
+
+// Lookup returns the user of that name or number. The error is ErrUnknown,
+// ErrRoot, ErrNoAnswer, a *NoIDsError, or one of the file system, with the user's
+// name. The account is set with a *NoIDsError, too.
+func (a *Accounts) Lookup(ctx context.Context, nameOrUID string) (Account, error) {
+	a.mutex.Lock()
+	l, ok := a.known[nameOrUID]
+	a.mutex.Unlock()
+	if ok {
+		return l.account, l.err
+	}
+	ctx, cancel := context.WithTimeout(ctx, nameServiceTimeout)
+	defer cancel()
+	l.account, l.err = a.lookup(ctx, nameOrUID)
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	if a.known == nil {
+		a.known = map[string]lookup{}
+	}
+	a.known[nameOrUID] = l
+	return l.account, l.err
+}
+
+func (a *Accounts) lookup(ctx context.Context, nameOrUID string) (Account, error) {
+	u, err := a.find(ctx, nameOrUID)
+	if err != nil {
+		return Account{}, fmt.Errorf("user %q %w", nameOrUID, err)
+	}
+	if u.Uid == 0 {
+		return Account{}, fmt.Errorf("user %q %w", nameOrUID, ErrRoot)
+	}
+	account := Account{Name: u.Name, UID: u.Uid, Home: u.Home, Shell: u.Shell}
+	if a.subordinateIDsElsewhere() {
+		return account, nil
+	}
+	missing := &NoIDsError{User: u.Name}
+	for _, f := range []struct{ file, kind string }{{"subuid", "user"}, {"subgid", "group"}} {
+		ranges, err := user.ParseSubIDFileFilter(filepath.Join(a.etc(), f.file), func(r user.SubID) bool {
+			return r.Count > 0 && isTheirs(r, u.Name, u.Uid)
+		})
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return Account{}, fmt.Errorf("user %q: read subordinate %s IDs: %w", u.Name, f.kind, err)
+		}
+		if len(ranges) == 0 {
+			missing.Missing = append(missing.Missing, f.kind)
+		}
+	}
+	if missing.Missing == nil {
+		return account, nil
+	}
+	missing.Free = a.FreeIDs()
+	return account, missing
+}
+
+func isTheirs(r user.SubID, name string, uid int) bool {
+	return r.Name == name || r.Name == strconv.Itoa(uid)
+}
+
+// FreeIDs returns a range of subordinate user and group IDs that nobody has, as
+// usermod(8) takes it. It is as large as the one that useradd(8) gives to a user.
+func (a *Accounts) FreeIDs() string {
+	const first, count = 100000, 65536
+	next := int64(first)
+	for _, file := range []string{"subuid", "subgid"} {
+		ranges, err := user.ParseSubIDFile(filepath.Join(a.etc(), file))
+		if err != nil {
+			continue
+		}
+		for _, r := range ranges {
+			next = max(next, r.SubID+r.Count)
+		}
+	}
+	return fmt.Sprintf("%d-%d", next, next+count-1)
+}
+
+// SharesIDsWith returns the name of another user who has some of the same
+// subordinate IDs as the account, "" if there is none.
+func (a *Accounts) SharesIDsWith(account Account) string {
+	for _, file := range []string{"subuid", "subgid"} {
+		ranges, err := user.ParseSubIDFile(filepath.Join(a.etc(), file))
+		if err != nil {
+			continue
+		}
+		for _, r := range ranges {
+			if !isTheirs(r, account.Name, account.UID) {
+				continue
+			}
+			for _, other := range ranges {
+				if !isTheirs(other, account.Name, account.UID) && other.SubID < r.SubID+r.Count && r.SubID < other.SubID+other.Count {
+					return other.Name
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func (a *Accounts) etc() string {
+	if a.Etc == "" {
+		return "/etc"
+	}
+	return a.Etc
+}
+
+func (a *Accounts) find(ctx context.Context, nameOrUID string) (user.User, error) {
+	uid, notNumber := strconv.ParseUint(nameOrUID, 10, 31)
+	match := func(u user.User) bool {
+		return u.Name == nameOrUID || notNumber == nil && u.Uid == int(uid)
+	}
+	users, err := user.ParsePasswdFileFilter(filepath.Join(a.etc(), "passwd"), match)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return user.User{}, err
+	}
+	if len(users) == 0 && nameOrUID != "" {
+		users = a.getent(ctx, nameOrUID, match)
+	}
+	switch {
+	case len(users) > 0:
+		return users[0], nil
+	case ctx.Err() != nil:
+		return user.User{}, ErrNoAnswer
+	}
+	return user.User{}, ErrUnknown
+}
+
+// getent asks the name service for a user that is not in passwd.
+func (a *Accounts) getent(ctx context.Context, nameOrUID string, match func(user.User) bool) []user.User {
+	path := a.Getent
+	if path == "" {
+		path = "/usr/bin/getent"
+	}
+	if path == "-" || strings.HasPrefix(nameOrUID, "-") {
+		return nil
+	}
+	cmd := exec.CommandContext(ctx, path, "passwd", nameOrUID)
+	cmd.WaitDelay = 100 * time.Millisecond
+	// PID 1 waits for its generators: nss-systemd(8) must not ask it.
+	cmd.Env = append(os.Environ(), "SYSTEMD_NSS_DYNAMIC_BYPASS=1")
+	out, err := cmd.Output()
+	if err != nil {
+		return nil
+	}
+	users, err := user.ParsePasswdFilter(strings.NewReader(string(out)), match)
+	if err != nil {
+		return nil
+	}
+	return users
+}
+
+// subordinateIDsElsewhere reports whether subordinate IDs come from another source
+// than /etc/subuid and /etc/subgid, nsswitch.conf(5). Only podman knows them then.
+func (a *Accounts) subordinateIDsElsewhere() bool {
+	data, err := os.ReadFile(filepath.Join(a.etc(), "nsswitch.conf"))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(data)) {
+		line, _, _ = strings.Cut(line, "#")
+		if sources, ok := strings.CutPrefix(strings.TrimSpace(line), "subid:"); ok {
+			return slices.ContainsFunc(strings.Fields(sources), func(s string) bool { return s != "files" })
+		}
+	}
+	return false
+}

@@ -1,0 +1,85 @@
+package dropin
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Options are what an administrator chooses for a unit: the keys of [X-MainPID]
+// in a Quadlet file, the flags of oci-mainpid generate for any other unit. An
+// option that is not chosen is empty, see WithDefaults.
+type Options struct {
+	Cgroup Cgroup
+}
+
+// Cgroup says in which control groups a unit's processes live.
+type Cgroup string
+
+const (
+	// Mixed has conmon in the unit's control group, and the container below the
+	// user's manager.
+	Mixed Cgroup = "mixed"
+	// Service has both in the unit's control group.
+	Service Cgroup = "service"
+	// User has both below the user's manager.
+	User Cgroup = "user"
+)
+
+// option is a key of Options.
+type option struct {
+	name string
+	set  func(o *Options, value string) error
+	get  func(o Options) string
+}
+
+// options has every key. Its names are those of oci-mainpid.unit(5).
+var options = []option{
+	{
+		name: "Cgroup",
+		set: func(o *Options, value string) error {
+			switch c := Cgroup(value); c {
+			case "", Mixed, Service, User:
+				o.Cgroup = c
+				return nil
+			}
+			return fmt.Errorf("Cgroup=%.40s is none of mixed, service, user", value)
+		},
+		get: func(o Options) string { return string(o.Cgroup) },
+	},
+}
+
+// ErrNoOption says that Options has no key of that name.
+var ErrNoOption = errors.New("no such option")
+
+// Set sets the option of that name. An empty value takes the choice back.
+func (o *Options) Set(name, value string) error {
+	for _, k := range options {
+		if k.name == name {
+			return k.set(o, value)
+		}
+	}
+	return fmt.Errorf("%s=: %w, only %s", name, ErrNoOption, OptionNames())
+}
+
+// OptionNames returns the names of all options, for a message.
+func OptionNames() string {
+	var names []string
+	for _, k := range options {
+		names = append(names, k.name+"=")
+	}
+	return strings.Join(names, ", ")
+}
+
+// Or returns the options with those that are not chosen taken from other.
+func (o Options) Or(other Options) Options {
+	for _, k := range options {
+		if k.get(o) == "" {
+			k.set(&o, k.get(other))
+		}
+	}
+	return o
+}
+
+// WithDefaults returns the options with the default for each that is not chosen.
+func (o Options) WithDefaults() Options { return o.Or(Options{Cgroup: Mixed}) }

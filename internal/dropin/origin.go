@@ -1,0 +1,120 @@
+package dropin
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"oci-mainpid-hook/internal/unitfile"
+)
+
+// Origin is the record in a drop-in's first line: who made it, of what, for whom
+// and with which options. Whoever needs to know reads it there.
+type Origin struct {
+	Maker Maker
+	// Format is the version of the drop-in's format. It is 0 for a drop-in that was
+	// made before there were records, which has a Maker and a Source only.
+	Format int
+	// Source is the path of the file that it was made of; empty for a drop-in that
+	// serves all units of a user.
+	Source string
+	// User and UID are the unit's user; empty and 0 for a unit that must not start.
+	User    string
+	UID     int
+	Options Options
+}
+
+// Maker is the program that made a drop-in.
+type Maker string
+
+const (
+	// Generator is oci-mainpid-generator(8).
+	Generator Maker = "oci-mainpid-generator"
+	// Generate is the command generate of oci-mainpid(8).
+	Generate Maker = "oci-mainpid generate"
+)
+
+// format is the version that this package writes. It changes when a drop-in of the
+// version before would do something else than one of now.
+const format = 2
+
+// ErrForeign says that a drop-in was not made by oci-mainpid.
+var ErrForeign = errors.New("was not made by oci-mainpid")
+
+const (
+	madeBy = "# Made by "
+	from   = " from " // before there were records
+)
+
+// String returns the record as the first line of a drop-in, without the newline.
+func (o Origin) String() string {
+	line := madeBy + string(o.Maker) + ": format=" + strconv.Itoa(format)
+	if o.User != "" {
+		line += " user=" + unitfile.Quote(o.User) + " uid=" + strconv.Itoa(o.UID)
+		for _, k := range options {
+			if value := k.get(o.Options); value != "" {
+				line += " " + k.name + "=" + value
+			}
+		}
+	}
+	if o.Source != "" {
+		line += " source=" + unitfile.Quote(o.Source)
+	}
+	return line
+}
+
+// Current reports whether a drop-in of this version has such a record.
+func (o Origin) Current() bool { return o.Format == format }
+
+// ParseOrigin reads the record in the first line of a drop-in. The error is
+// ErrForeign for a drop-in of another maker.
+func ParseOrigin(text []byte) (Origin, error) {
+	line, _, _ := strings.Cut(string(text), "\n")
+	rest, ok := strings.CutPrefix(line, madeBy)
+	if !ok {
+		return Origin{}, ErrForeign
+	}
+	for _, maker := range []Maker{Generator, Generate} {
+		record, ok := strings.CutPrefix(rest, string(maker))
+		if !ok {
+			continue
+		}
+		o := Origin{Maker: maker}
+		if source, ok := strings.CutPrefix(record, from); ok {
+			o.Source = source
+			return o, nil
+		}
+		return o, o.parse(strings.TrimPrefix(record, ":"))
+	}
+	return Origin{}, ErrForeign
+}
+
+func (o *Origin) parse(record string) error {
+	words, err := unitfile.SplitWords(record)
+	if err != nil {
+		return fmt.Errorf("record %q: %w", unitfile.Clip(record), err)
+	}
+	for _, w := range words {
+		key, value, _ := strings.Cut(w.Text, "=")
+		switch key {
+		case "format":
+			o.Format, err = strconv.Atoi(value)
+		case "user":
+			o.User = value
+		case "uid":
+			o.UID, err = strconv.Atoi(value)
+		case "source":
+			o.Source = value
+		default:
+			// A newer version may have written what this one does not know.
+			if err = o.Options.Set(key, value); errors.Is(err, ErrNoOption) {
+				err = nil
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("record %q: %w", unitfile.Clip(w.Text), err)
+		}
+	}
+	return nil
+}

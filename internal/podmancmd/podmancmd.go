@@ -1,0 +1,225 @@
+// Package podmancmd reads podman's command line, podman(1): which subcommand it
+// runs and with which options, and where in a unit's line these are written. What
+// comes behind the image is the container's own and is not read.
+package podmancmd
+
+import (
+	"path/filepath"
+	"strings"
+
+	"oci-mainpid-hook/internal/unitfile"
+)
+
+// Podman is a command line of podman.
+type Podman struct {
+	// Verb is the subcommand, such as "run", "pod start" or "kube play".
+	Verb string
+	// VerbStart and VerbEnd are its offsets in the unit's line.
+	VerbStart, VerbEnd int
+
+	global, options []Option
+}
+
+// Option is an option as it is given. A short one, such as -v, has that name.
+type Option struct {
+	// Name is the option's name without dashes.
+	Name string
+	// Value is empty for a switch.
+	Value string
+	// At is the word that holds the value. It is the whole word --name=value if
+	// Joined is set.
+	At     unitfile.Word
+	Joined bool
+}
+
+// Parse reads the arguments of a program. ok is false if the program is not
+// podman, directly or by env(1), or if it has no subcommand.
+func Parse(program string, args []unitfile.Word) (p Podman, ok bool) {
+	if filepath.Base(program) == "env" {
+		program, args = throughEnv(args)
+	}
+	if filepath.Base(program) != "podman" {
+		return Podman{}, false
+	}
+	p.global, args = options(args, globalSwitches, "hrv")
+	if len(args) == 0 {
+		return Podman{}, false
+	}
+	p.Verb, p.VerbStart, p.VerbEnd = args[0].Text, args[0].Start, args[0].End
+	args = args[1:]
+	if groups[p.Verb] && len(args) > 0 && !strings.HasPrefix(args[0].Text, "-") {
+		p.Verb, p.VerbEnd = p.Verb+" "+args[0].Text, args[0].End
+		args = args[1:]
+	}
+	p.options, _ = options(args, switches, "diPqt")
+	return p, true
+}
+
+// ParseArguments is Parse for a program's arguments without argv[0], which are
+// not in a unit's line.
+func ParseArguments(program string, args []string) (Podman, bool) {
+	words := make([]unitfile.Word, len(args))
+	for i, a := range args {
+		words[i].Text = a
+	}
+	return Parse(program, words)
+}
+
+// throughEnv returns what env(1) executes.
+func throughEnv(args []unitfile.Word) (program string, rest []unitfile.Word) {
+	for i := 0; i < len(args); i++ {
+		switch text := args[i].Text; {
+		case text == "-u" || text == "--unset" || text == "-C" || text == "--chdir":
+			i++
+		case strings.HasPrefix(text, "-") || strings.Contains(text, "="):
+		default:
+			return text, args[i+1:]
+		}
+	}
+	return "", nil
+}
+
+// Last returns the value that counts of an option of the subcommand, which is
+// the last one, and whether it is given at all.
+func (p *Podman) Last(name string) (string, bool) { return last(p.options, name) }
+
+// Global is Last for an option of podman itself, which comes before the
+// subcommand.
+func (p *Podman) Global(name string) (string, bool) { return last(p.global, name) }
+
+func last(options []Option, name string) (string, bool) {
+	for i := len(options) - 1; i >= 0; i-- {
+		if options[i].Name == name {
+			return options[i].Value, true
+		}
+	}
+	return "", false
+}
+
+// All returns each place where an option of the subcommand is given.
+func (p *Podman) All(name string) []Option {
+	var found []Option
+	for _, o := range p.options {
+		if o.Name == name {
+			found = append(found, o)
+		}
+	}
+	return found
+}
+
+// StartsContainer reports whether the subcommand starts a container.
+func (p *Podman) StartsContainer() bool {
+	switch p.Verb {
+	case "run", "start", "restart", "container run", "container start", "container restart",
+		"pod start", "pod restart":
+		return true
+	}
+	return p.PlaysKube()
+}
+
+// StartsPod reports whether the subcommand starts a pod that exists.
+func (p *Podman) StartsPod() bool { return strings.HasPrefix(p.Verb, "pod ") }
+
+// PlaysKube reports whether the subcommand starts what a kube file describes.
+func (p *Podman) PlaysKube() bool {
+	_, down := p.Last("down")
+	return (p.Verb == "kube play" || p.Verb == "play kube") && !down
+}
+
+// EntersContainer reports whether the subcommand starts a process in a container
+// that runs.
+func (p *Podman) EntersContainer() bool {
+	switch p.Verb {
+	case "exec", "container exec", "healthcheck run":
+		return true
+	}
+	return false
+}
+
+// CreatesContainer reports whether the subcommand makes a container, and so has
+// the option --cgroups.
+func (p *Podman) CreatesContainer() bool {
+	switch p.Verb {
+	case "run", "create", "container run", "container create":
+		return true
+	}
+	return false
+}
+
+// RemovesContainer reports whether the command leaves no container of the unit
+// behind. podman stop removes one that runs with --rm.
+func (p *Podman) RemovesContainer() bool {
+	switch p.Verb {
+	case "rm", "container rm", "pod rm", "kube down", "stop", "container stop", "pod stop", "kill", "container kill", "pod kill":
+		return true
+	case "kube play", "play kube":
+		return !p.PlaysKube()
+	}
+	return false
+}
+
+// options reads the options at the start of words as pflag does, and returns
+// them and the words behind. The letters are the short options without a value.
+func options(words []unitfile.Word, switches map[string]bool, letters string) (found []Option, rest []unitfile.Word) {
+	i := 0
+	for ; i < len(words); i++ {
+		w := words[i]
+		if w.Text == "--" {
+			i++
+			break
+		}
+		long, isLong := strings.CutPrefix(w.Text, "--")
+		if !isLong && (len(w.Text) < 2 || w.Text[0] != '-') {
+			break
+		}
+		if !isLong {
+			// -dti, -eA=B, -e A=B: letters up to the first that takes a value.
+			for j := 1; j < len(w.Text); j++ {
+				if strings.IndexByte(letters, w.Text[j]) >= 0 {
+					continue
+				}
+				o := Option{Name: w.Text[j : j+1], Value: w.Text[j+1:], At: w, Joined: true}
+				if o.Value == "" && i+1 < len(words) {
+					i++
+					o.Value, o.At, o.Joined = words[i].Text, words[i], false
+				}
+				found = append(found, o)
+				break
+			}
+			continue
+		}
+		name, value, joined := strings.Cut(long, "=")
+		o := Option{Name: name, Value: value, Joined: joined}
+		switch {
+		case joined:
+			o.At = w
+		case !switches[name] && i+1 < len(words):
+			i++
+			o.Value, o.At = words[i].Text, words[i]
+		}
+		found = append(found, o)
+	}
+	return found, words[min(i, len(words)):]
+}
+
+// groups are the subcommands that have subcommands of their own, podman(1).
+var groups = set("artifact", "container", "healthcheck", "image", "kube", "network", "play", "pod", "quadlet", "system", "volume")
+
+// globalSwitches are podman's own options without a value, podman(1).
+var globalSwitches = set("help", "noout", "remote", "syslog", "trace", "transient-store", "version")
+
+// switches are the options without a value of podman-run(1), podman-create(1)
+// and podman-kube-play(1). An option that is not here is taken for one with a
+// value, as most are.
+var switches = set("build", "detach", "disable-content-trust", "down", "env-host", "force", "help", "http-proxy",
+	"init", "interactive", "no-healthcheck", "no-hostname", "no-hosts", "no-pod-prefix", "oom-kill-disable", "passwd",
+	"privileged", "publish-all", "quiet", "read-only", "read-only-tmpfs", "replace", "rm", "rmi", "rootfs",
+	"service-container", "sig-proxy", "start", "tls-verify", "tty", "unsetenv-all", "wait")
+
+func set(names ...string) map[string]bool {
+	m := make(map[string]bool, len(names))
+	for _, n := range names {
+		m[n] = true
+	}
+	return m
+}

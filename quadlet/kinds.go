@@ -1,0 +1,105 @@
+package quadlet
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"oci-mainpid-hook/internal/unitfile"
+)
+
+// kind is a kind of Quadlet file, podman-systemd.unit(5).
+type kind struct {
+	// section is the one that Quadlet reads. In the service it is called
+	// X-SECTION.
+	section string
+	// suffix is what Quadlet appends to the name of the service.
+	suffix string
+	// runs says that the service runs containers. The others only make something
+	// for those that do, and have no options.
+	runs bool
+	// referencedBy are the keys by which another file names one of this kind.
+	referencedBy []string
+}
+
+// kinds has every kind, by the extension of the file's name.
+var kinds = map[string]kind{
+	".container": {section: "Container", runs: true, referencedBy: []string{"Network"}},
+	".kube":      {section: "Kube", runs: true},
+	".pod":       {section: "Pod", suffix: "-pod", runs: true, referencedBy: []string{"Pod"}},
+	".volume":    {section: "Volume", suffix: "-volume", referencedBy: []string{"Volume", "Mount"}},
+	".network":   {section: "Network", suffix: "-network", referencedBy: []string{"Network"}},
+	".image":     {section: "Image", suffix: "-image", referencedBy: []string{"Image", "Mount"}},
+	".build":     {section: "Build", suffix: "-build", referencedBy: []string{"Image", "Mount"}},
+	".artifact":  {section: "Artifact", suffix: "-artifact", referencedBy: []string{"Mount"}},
+}
+
+// IsQuadlet reports whether name is that of a Quadlet file.
+func IsQuadlet(name string) bool {
+	_, ok := kinds[filepath.Ext(name)]
+	return ok
+}
+
+// serviceName returns the name that Quadlet gives the service of a file.
+func serviceName(file string, u *unitfile.File) string {
+	ext := filepath.Ext(file)
+	k := kinds[ext]
+	if name := unquoteValue(u.Get(k.section, "ServiceName")); name != "" {
+		return name + ".service"
+	}
+	base := strings.TrimSuffix(file, ext)
+	if template, ok := strings.CutSuffix(base, "@"); ok {
+		return template + k.suffix + "@.service"
+	}
+	return base + k.suffix + ".service"
+}
+
+// unquoteValue removes one pair of double quotes around a value, as Quadlet does.
+func unquoteValue(v string) string {
+	if len(v) >= 2 && v[0] == '"' && v[len(v)-1] == '"' {
+		return v[1 : len(v)-1]
+	}
+	return v
+}
+
+// reference is a Quadlet file that another one names, and by which key.
+type reference struct{ key, file string }
+
+// references returns the Quadlet files that a converted service names.
+func references(u *unitfile.File) []reference {
+	var found []reference
+	add := func(key, file string) {
+		r := reference{key, file}
+		if slices.Contains(kinds[filepath.Ext(file)].referencedBy, key) && !slices.Contains(found, r) {
+			found = append(found, r)
+		}
+	}
+	for _, s := range u.Sections {
+		if !strings.HasPrefix(s, "X-") || s == section {
+			continue
+		}
+		for _, key := range []string{"Volume", "Network"} {
+			for _, v := range u.List(s, key) {
+				file, _, _ := strings.Cut(v, ":")
+				add(key, file)
+			}
+		}
+		for _, key := range []string{"Image", "Pod"} {
+			add(key, unquoteValue(u.Get(s, key)))
+		}
+		for _, v := range u.List(s, "Mount") {
+			words, err := unitfile.SplitWords(v)
+			if err != nil {
+				continue
+			}
+			for _, w := range words {
+				for _, field := range strings.Split(w.Text, ",") {
+					if key, file, _ := strings.Cut(field, "="); key == "source" || key == "src" {
+						add("Mount", file)
+					}
+				}
+			}
+		}
+	}
+	return found
+}
