@@ -144,7 +144,7 @@ selinux:
 reproducible:
 	packaging/reproducible.sh
 
-# Throw-away machines (sandbox/) need root.
+# Throw-away machines (test/sandbox/) need root.
 demo: build man
 	$(GO) run ./test/demo
 
@@ -152,7 +152,7 @@ test: check fuzz reproducible e2e
 
 # Much of what some tests do is to wait, for which more than the two run at once.
 e2e: build man
-	$(GO) test -tags e2e -count=1 -timeout 60m -v -p 1 -parallel 4 ./sandbox ./test/e2e
+	$(GO) test -tags e2e -count=1 -timeout 60m -v -p 1 -parallel 4 ./test/sandbox ./test/e2e
 
 # What the unit's user and its container may try, see SECURITY.md; more often than
 # e2e does where it is a race.

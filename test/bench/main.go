@@ -14,7 +14,7 @@ import (
 	"strings"
 	"syscall"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 func main() {

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 //go:embed podman.sh
