@@ -67,13 +67,13 @@ install: build man completions
 	ln -srf $(DESTDIR)$(BINDIR)/oci-mainpid $(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator
 	sed 's|/usr/libexec/oci/hooks.d|$(HOOK_BIN_DIR)|' hooks.d/oci-mainpid-hook.json > $(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json
 	chmod 644 $(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json
-	$(INSTALL) -D -m 644 tmpfiles.d/oci-mainpid.conf $(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf
-	$(INSTALL) -D -m 644 systemd/run-oci-mainpid.mount '$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)'
-	sed 's|/usr/libexec|$(LIBEXECDIR)|' systemd/oci-mainpid-pause@.service > $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
+	$(INSTALL) -D -m 644 dist/tmpfiles.d/oci-mainpid.conf $(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf
+	$(INSTALL) -D -m 644 dist/systemd/run-oci-mainpid.mount '$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)'
+	sed 's|/usr/libexec|$(LIBEXECDIR)|' dist/systemd/oci-mainpid-pause@.service > $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
 	chmod 644 $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
 	$(INSTALL) -d $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants
 	ln -sf '../$(RUN_MOUNT)' $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/
-	$(INSTALL) -D -m 644 catalog/oci-mainpid.catalog $(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog
+	$(INSTALL) -D -m 644 dist/catalog/oci-mainpid.catalog $(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog
 	$(INSTALL) -D -m 644 bin/completions/bash $(DESTDIR)$(BASHCOMPDIR)/oci-mainpid
 	$(INSTALL) -D -m 644 bin/completions/zsh $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid
 	$(INSTALL) -D -m 644 bin/completions/fish $(DESTDIR)$(FISHCOMPDIR)/oci-mainpid.fish
@@ -138,7 +138,7 @@ SELINUX_DEVEL ?= /usr/share/selinux/devel
 selinux:
 	@[ -f $(SELINUX_DEVEL)/Makefile ] || { echo "make selinux: $(SELINUX_DEVEL)/Makefile is missing: install selinux-policy-dev (Debian) or selinux-policy-devel (Fedora, openSUSE)" >&2; exit 1; }
 	mkdir -p bin/selinux
-	cp packaging/selinux/oci_mainpid.* bin/selinux/
+	cp dist/selinux/oci_mainpid.* bin/selinux/
 	$(MAKE) -C bin/selinux -f $(SELINUX_DEVEL)/Makefile oci_mainpid.pp
 
 reproducible:
