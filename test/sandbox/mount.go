@@ -1,17 +1,14 @@
 package sandbox
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,59 +64,26 @@ func mountRoot(lower, disk, target string) error {
 	return nil
 }
 
-// removeTree removes the directory and all that is in it. It unmounts what is
-// mounted there first, so that it never removes anything through a mount.
+// removeTree removes the directory and everything in it. It first unmounts what
+// is mounted at the directory and below, so that it never removes anything
+// through a mount.
 func removeTree(dir string) error {
-	f, err := os.Open("/proc/self/mountinfo")
+	// The kernel's table has the paths without symbolic links.
+	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	points, err := mountsBelow(f, dir)
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(filepath.Join(parent, filepath.Base(dir))))
 	if err != nil {
-		return err
+		return fmt.Errorf("list the mounts below %s: %w", dir, err)
 	}
-	for _, p := range slices.Backward(points) {
-		if err := unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-			return fmt.Errorf("unmount %s: %w", p, err)
+	for _, m := range slices.Backward(mounts) {
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
 		}
 	}
-	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// mountsBelow reads a mountinfo file, see proc_pid_mountinfo(5), and returns
-// the mount points at dir and below, in the order in which they were mounted.
-func mountsBelow(mountinfo io.Reader, dir string) ([]string, error) {
-	var points []string
-	s := bufio.NewScanner(mountinfo)
-	for s.Scan() {
-		fields := strings.Fields(s.Text())
-		if len(fields) < 5 {
-			return nil, fmt.Errorf("mountinfo: no mount point in %q", s.Text())
-		}
-		point := unescape(fields[4])
-		if point == dir || strings.HasPrefix(point, dir+"/") {
-			points = append(points, point)
-		}
-	}
-	return points, s.Err()
-}
-
-// unescape undoes mountinfo's octal escapes (\040 is a space).
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(c))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
+	return os.RemoveAll(dir)
 }
