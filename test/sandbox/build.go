@@ -27,7 +27,7 @@ func Build(ctx context.Context, suite Suite, progress io.Writer) error {
 	return err
 }
 
-// build is Build; it returns the path of the root file system.
+// build does what Build does, and returns the path of the root file system.
 func build(ctx context.Context, suite Suite, progress io.Writer) (string, error) {
 	if err := suite.check(); err != nil {
 		return "", err
@@ -89,14 +89,14 @@ func build(ctx context.Context, suite Suite, progress io.Writer) (string, error)
 func install(ctx context.Context, suite Suite, dir string, log *logrus.Entry) error {
 	cmd := exec.CommandContext(ctx, "mmdebstrap",
 		"--mode=root", "--variant=apt", "--format=directory",
-		// The index of a testing suite can be past its date.
+		// The index of a testing suite may have expired.
 		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		"--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/doc/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--include="+strings.Join(suite.packages(), ","),
 		string(suite), dir)
-	// What mmdebstrap mounts in dir goes away with it, however it ends.
+	// The mounts that mmdebstrap makes in dir vanish when it ends in any way.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
@@ -126,7 +126,8 @@ func install(ctx context.Context, suite Suite, dir string, log *logrus.Entry) er
 	return nil
 }
 
-// customise turns a freshly installed root file system into a machine's.
+// customise prepares a freshly installed root file system for a machine: it adds
+// the files of image, masks units and makes the archive of the busybox image.
 func customise(ctx context.Context, suite Suite, root string) error {
 	if err := writeImage(suite, root); err != nil {
 		return err
@@ -187,7 +188,7 @@ func writeImage(suite Suite, root string) error {
 	})
 }
 
-// symlink makes a symbolic link, in place of whatever is there.
+// symlink makes a symbolic link, and replaces what is at the path.
 func symlink(target, path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

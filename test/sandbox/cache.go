@@ -33,9 +33,9 @@ func cacheDir() (string, error) {
 	return abs, nil
 }
 
-// lock takes an exclusive lock on the file at path, which it makes. While
-// another process has it, it calls waiting once and waits. The lock ends with
-// unlock, or with the process.
+// lock makes the file at path and takes an exclusive lock on it. If another
+// process holds the lock, lock calls waiting once and waits. unlock, or the end of
+// this process, releases the lock.
 func lock(ctx context.Context, path string, waiting func()) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

@@ -26,8 +26,8 @@ func cgroup2Mount() (string, error) {
 	return "", errors.New("no cgroup version 2 hierarchy is mounted on this host")
 }
 
-// makeCgroup makes a cgroup below parent. Controllers that cannot be had, as
-// those that a version 1 hierarchy holds, are left out.
+// makeCgroup makes a cgroup below parent, with the controllers that are
+// available. A controller of a version 1 hierarchy is not.
 func makeCgroup(parent, dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
@@ -79,8 +79,8 @@ func unifiedCgroup(file string) (string, error) {
 	return "", errors.New("not in the version 2 hierarchy")
 }
 
-// removeCgroup removes a cgroup and those in it. The kernel takes a moment to
-// empty a cgroup after its last process was waited for.
+// removeCgroup removes a cgroup and the cgroups below it. It tries again for a
+// while, because a cgroup becomes empty a moment after its last process has ended.
 func removeCgroup(dir string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
@@ -90,7 +90,7 @@ func removeCgroup(dir string) error {
 			if err == nil && d.IsDir() {
 				dirs = append(dirs, path)
 			}
-			return nil // what is gone needs no removing
+			return nil // a cgroup that has gone since need not be removed
 		})
 		for _, d := range slices.Backward(dirs) {
 			if e := unix.Rmdir(d); e != nil && e != unix.ENOENT {

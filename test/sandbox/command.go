@@ -19,8 +19,8 @@ func (m *Machine) Command(ctx context.Context, name string, args ...string) *exe
 	return m.command(ctx, ownNetwork, name, args)
 }
 
-// CommandOnline is Command with the host's network, and its resolv.conf(5), for
-// programs that fetch something. The machine's own network reaches nothing.
+// CommandOnline is Command with the host's network and resolv.conf(5), for
+// programs that download something. The machine's own network reaches nothing.
 func (m *Machine) CommandOnline(ctx context.Context, name string, args ...string) *exec.Cmd {
 	resolver, err := os.ReadFile("/etc/resolv.conf")
 	script := []string{"--mount", "sh", "-ec", `
@@ -75,8 +75,8 @@ func enterArgs(procs string, pid int, namespaces []string, name string, args []s
 
 // Install installs Debian's packages in the machine.
 func (m *Machine) Install(ctx context.Context, packages ...string) error {
-	// The index of a testing suite can be past its date, and what is thrown away
-	// need not reach the disk.
+	// The index of a testing suite may have expired. The machine is thrown away, so
+	// that dpkg need not wait for the disk.
 	const script = `
 apt="apt-get --quiet --option=Acquire::Check-Valid-Until=false --option=Dpkg::Options::=--force-unsafe-io"
 $apt update

@@ -14,7 +14,7 @@ import (
 )
 
 // A requirement is a program or another file that the host must have, and the
-// Debian package that it is in.
+// Debian package that contains it.
 type requirement struct{ file, pkg string }
 
 var (
@@ -28,7 +28,8 @@ var ErrNotRoot = errors.New("sandbox: must be run as root")
 // hostMutex keeps two goroutines from calling apt-get at once.
 var hostMutex sync.Mutex
 
-// prepareHost installs what the host lacks, or says exactly what that is.
+// prepareHost installs the needed packages that the host lacks. Where it cannot,
+// its error names them.
 func prepareHost(ctx context.Context, needed []requirement, log *logrus.Entry) error {
 	hostMutex.Lock()
 	defer hostMutex.Unlock()
@@ -57,7 +58,7 @@ func prepareHost(ctx context.Context, needed []requirement, log *logrus.Entry) e
 	return nil
 }
 
-// missingPackages returns the packages of what is needed and not there.
+// missingPackages returns the packages of the requirements that the host lacks.
 func missingPackages(needed []requirement) []string {
 	var missing []string
 	for _, r := range needed {

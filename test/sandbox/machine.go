@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// How long a machine may take, where the context does not say less.
+// How long each step of a machine's life may take, unless the context ends first.
 const (
 	bootTimeout     = 2 * time.Minute
 	powerOffTimeout = 20 * time.Second // then it is killed
@@ -32,9 +32,9 @@ type Config struct {
 	Progress io.Writer // may be nil
 }
 
-// A Machine is a booted machine. It lives until PowerOff, also when the process
-// that booted it ends. Its fields Name and Suite say what it is. No two of its
-// methods that boot or end it may run at the same time.
+// A Machine is a booted machine. It runs until PowerOff, even after the process
+// that booted it has ended. Its fields Name and Suite say what it is. Reboot and
+// PowerOff of one machine must not run at the same time.
 type Machine struct {
 	state
 }
@@ -104,8 +104,8 @@ func List() ([]*Machine, error) {
 	return machines, nil
 }
 
-// reserve takes the name, or makes one up if it is empty, by making the
-// machine's directory.
+// reserve makes the machine's directory, so that no other machine gets the name.
+// If the name is empty, reserve makes one up. It returns the name.
 func reserve(name string, suite Suite) (string, error) {
 	made := name == ""
 	if made {
@@ -129,15 +129,15 @@ func reserve(name string, suite Suite) (string, error) {
 	return name, nil
 }
 
-// Root returns the host's path of the machine's root file system, to put files
-// in. /run and /tmp of the machine are its own and not in there; for what is in
-// it, mind that a symbolic link with an absolute target leads to the host.
+// Root returns the host's path of the machine's root file system, where a caller
+// can put files. The machine mounts its own /run and /tmp over those in it. On the
+// host, an absolute symbolic link in the machine's root leads to the host's files.
 func (m *Machine) Root() string { return m.root() }
 
 // Console returns the host's path of what the machine wrote to its console.
 func (m *Machine) Console() string { return m.console() }
 
-// Running reports whether the machine is there: booting, running or ending.
+// Running reports whether the machine is booting, running or shutting down.
 func (m *Machine) Running() bool {
 	_, err := m.leader()
 	return err == nil
@@ -167,8 +167,8 @@ func (m *Machine) leader() (process, error) {
 	return process{}, errNotRunning
 }
 
-// waitRunning waits until the machine has booted and returns what systemd says
-// of it, see is-system-running in systemctl(1).
+// waitRunning waits until the machine has booted. It returns the state that
+// systemd reports, running or degraded: see is-system-running in systemctl(1).
 func (m *Machine) waitRunning(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
@@ -177,8 +177,8 @@ func (m *Machine) waitRunning(ctx context.Context) (string, error) {
 			return "", errors.New("systemd-nspawn ended")
 		}
 		if _, err := m.leader(); err == nil {
-			// The exit status says no more than the output, and before systemd
-			// listens there is none.
+			// The output says more than the exit status. There is no output
+			// until systemd listens.
 			out, _ := m.Command(ctx, "systemctl", "is-system-running", "--wait").Output()
 			switch verdict := strings.TrimSpace(string(out)); verdict {
 			case "running", "degraded":

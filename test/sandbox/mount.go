@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// diskDirs are directories of a machine that are not on its overlay: podman
-// keeps images in some of them, on overlays of its own, and overlayfs does not
-// take an overlay for its upper layer.
+// diskDirs are directories of a machine that are not on its overlay. podman keeps
+// images in some of them, on overlays of its own, and overlayfs refuses an overlay
+// as its upper layer.
 var diskDirs = []struct {
 	path string
 	mode os.FileMode
@@ -24,8 +24,8 @@ var diskDirs = []struct {
 	{"/var/tmp", 0o777 | os.ModeSticky},
 }
 
-// mountRoot mounts a machine's root file system at target: an overlay of lower,
-// written to in disk, with diskDirs of their own.
+// mountRoot mounts a machine's root file system at target: an overlay over lower.
+// Changes go to the directory disk, which has the diskDirs, too.
 func mountRoot(lower, disk, target string) error {
 	if err := os.MkdirAll(disk, 0o711); err != nil {
 		return fmt.Errorf("make the disk: %w", err)

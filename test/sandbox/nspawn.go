@@ -38,11 +38,12 @@ func nspawnArgs(name, root string, keepUnit bool) []string {
 // searchPath is the PATH of Debian's root.
 const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// supervise is a shell script that runs its arguments from the second on, and
-// again when they ask for it: with --keep-unit, systemd-nspawn ends with 133
-// when the machine reboots, see RestartForceExitStatus= in systemd.service(5).
-// The first argument is a cgroup, or empty. Every boot has one of its own in
-// it, because what it delegated to the boot before takes no processes.
+// supervise is a shell script. Its first argument is a cgroup, or empty; the rest
+// is the command that it runs. It runs the command again as long as the command
+// exits with 133: with --keep-unit, systemd-nspawn does so when the machine
+// reboots, see RestartForceExitStatus= in systemd.service(5). Each boot gets a new
+// cgroup below the first argument, because the kernel lets no process into a
+// cgroup whose controllers were delegated to the boot before.
 const supervise = `
 cgroup=$1; shift
 boot=0
@@ -58,7 +59,7 @@ while
 do :; done
 `
 
-// start makes the machine's file system and starts systemd-nspawn on it.
+// start mounts the machine's root file system and starts systemd-nspawn on it.
 func (m *Machine) start(lower string) error {
 	var parent string
 	if !bootedWithSystemd() {
@@ -115,7 +116,8 @@ func (m *Machine) start(lower string) error {
 	return m.save()
 }
 
-// personalise gives the root file system its identity.
+// personalise writes the machine's ID, host name and name resolution into its
+// root file system.
 func personalise(root, name string) error {
 	var id [16]byte
 	rand.Read(id[:])

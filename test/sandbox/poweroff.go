@@ -20,10 +20,10 @@ const (
 	sigReboot   = unix.Signal(34 + 5)
 )
 
-// PowerOff has systemd power the machine off, kills it if that takes more than
-// 20 seconds or the context ends, and removes everything that Boot made. It
-// does so too for a machine that is not running any more. That a machine had to
-// be killed is no error.
+// PowerOff asks systemd to power the machine off and kills the machine if that
+// takes more than 20 seconds or the context ends. Then it removes everything that
+// Boot made, also for a machine that no longer runs. Having to kill the machine is
+// no error.
 func (m *Machine) PowerOff(ctx context.Context) error {
 	if leader, err := m.leader(); err == nil && ctx.Err() == nil {
 		if err := leader.signal(sigPowerOff); err == nil {
@@ -62,7 +62,7 @@ func (m *Machine) kill() error {
 	if err := m.killCgroup(); err != nil {
 		return fmt.Errorf("kill machine %s: %w", m.Name, err)
 	}
-	// systemd-nspawn makes these and, killed, leaves them.
+	// systemd-nspawn makes these directories, and leaves them when it is killed.
 	for _, dir := range []string{"propagate", "unix-export"} {
 		if err := removeTree(filepath.Join("/run/systemd/nspawn", dir, nspawnName(m.Name))); err != nil {
 			return fmt.Errorf("remove machine %s: %w", m.Name, err)
@@ -76,7 +76,7 @@ func (m *Machine) kill() error {
 			return fmt.Errorf("remove machine %s: %w", m.Name, err)
 		}
 	}
-	// Last, because it has the state.
+	// The last one, because the machine's state is in it.
 	if err := removeTree(m.dir()); err != nil {
 		return fmt.Errorf("remove machine %s: %w", m.Name, err)
 	}
@@ -111,8 +111,9 @@ func (m *Machine) killProcesses() error {
 	return nil
 }
 
-// killCgroup removes the machine's cgroup. It is empty by now, unless somebody
-// else had killed the supervisor or systemd-nspawn, which the rest survives.
+// killCgroup kills what is left in the machine's cgroup and removes the cgroup.
+// Processes are left in it if somebody else killed the supervisor or
+// systemd-nspawn, which the machine's processes survive.
 func (m *Machine) killCgroup() error {
 	if m.Cgroup != "" {
 		err := os.WriteFile(filepath.Join(m.Cgroup, "cgroup.kill"), []byte("1"), 0)
@@ -132,7 +133,7 @@ func (m *Machine) killCgroup() error {
 	scope := nspawnName(m.Name) + ".scope"
 	for exec.CommandContext(ctx, "systemctl", "is-active", "--quiet", scope).Run() == nil {
 		out, err := exec.CommandContext(ctx, "systemctl", "kill", "--signal=KILL", scope).CombinedOutput()
-		// It may have ended of itself meanwhile, so only time tells.
+		// An error may mean that the scope has just ended: look again.
 		if pause(ctx, 20*time.Millisecond) != nil {
 			return fmt.Errorf("systemctl kill %s: %v: %s", scope, err, out)
 		}
