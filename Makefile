@@ -184,8 +184,9 @@ check:
 	$(TOOLS) staticcheck -tags e2e ./...
 	$(GO) test ./...
 
-bench: build
-	$(GO) run ./test/bench
+# BENCH has flags; go run ./test/bench -h lists them.
+bench: build man
+	$(GO) run ./test/bench $(BENCH)
 
 clean:
 	rm -rf bin
