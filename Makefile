@@ -67,13 +67,13 @@ install: build man completions
 	ln -srf $(DESTDIR)$(BINDIR)/oci-mainpid $(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator
 	sed 's|/usr/libexec/oci/hooks.d|$(HOOK_BIN_DIR)|' hooks.d/oci-mainpid-hook.json > $(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json
 	chmod 644 $(DESTDIR)$(HOOK_DIR)/oci-mainpid-hook.json
-	$(INSTALL) -D -m 644 tmpfiles.d/oci-mainpid.conf $(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf
-	$(INSTALL) -D -m 644 systemd/run-oci-mainpid.mount '$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)'
-	sed 's|/usr/libexec|$(LIBEXECDIR)|' systemd/oci-mainpid-pause@.service > $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
+	$(INSTALL) -D -m 644 dist/tmpfiles.d/oci-mainpid.conf $(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf
+	$(INSTALL) -D -m 644 dist/systemd/run-oci-mainpid.mount '$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)'
+	sed 's|/usr/libexec|$(LIBEXECDIR)|' dist/systemd/oci-mainpid-pause@.service > $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
 	chmod 644 $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
 	$(INSTALL) -d $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants
 	ln -sf '../$(RUN_MOUNT)' $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/
-	$(INSTALL) -D -m 644 catalog/oci-mainpid.catalog $(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog
+	$(INSTALL) -D -m 644 dist/catalog/oci-mainpid.catalog $(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog
 	$(INSTALL) -D -m 644 bin/completions/bash $(DESTDIR)$(BASHCOMPDIR)/oci-mainpid
 	$(INSTALL) -D -m 644 bin/completions/zsh $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid
 	$(INSTALL) -D -m 644 bin/completions/fish $(DESTDIR)$(FISHCOMPDIR)/oci-mainpid.fish
@@ -138,13 +138,13 @@ SELINUX_DEVEL ?= /usr/share/selinux/devel
 selinux:
 	@[ -f $(SELINUX_DEVEL)/Makefile ] || { echo "make selinux: $(SELINUX_DEVEL)/Makefile is missing: install selinux-policy-dev (Debian) or selinux-policy-devel (Fedora, openSUSE)" >&2; exit 1; }
 	mkdir -p bin/selinux
-	cp packaging/selinux/oci_mainpid.* bin/selinux/
+	cp dist/selinux/oci_mainpid.* bin/selinux/
 	$(MAKE) -C bin/selinux -f $(SELINUX_DEVEL)/Makefile oci_mainpid.pp
 
 reproducible:
 	packaging/reproducible.sh
 
-# Throw-away machines (sandbox/) need root.
+# Throw-away machines (test/sandbox/) need root.
 demo: build man
 	$(GO) run ./test/demo
 
@@ -152,7 +152,7 @@ test: check fuzz reproducible e2e
 
 # Much of what some tests do is to wait, for which more than the two run at once.
 e2e: build man
-	$(GO) test -tags e2e -count=1 -timeout 60m -v -p 1 -parallel 4 ./sandbox ./test/e2e
+	$(GO) test -tags e2e -count=1 -timeout 60m -v -p 1 -parallel 4 ./test/sandbox ./test/e2e
 
 # What the unit's user and its container may try, see SECURITY.md; more often than
 # e2e does where it is a race.
@@ -184,8 +184,9 @@ check:
 	$(TOOLS) staticcheck -tags e2e ./...
 	$(GO) test ./...
 
-bench: build
-	$(GO) run ./test/bench
+# BENCH has flags; go run ./test/bench -h lists them.
+bench: build man
+	$(GO) run ./test/bench $(BENCH)
 
 clean:
 	rm -rf bin

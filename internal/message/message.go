@@ -3,7 +3,7 @@
 // a Log that sends them to systemd's journal with fields to search for.
 //
 // The catalog that explains each kind, for journalctl --catalog, is
-// catalog/oci-mainpid.catalog; oci-mainpid-messages(7) describes the fields.
+// dist/catalog/oci-mainpid.catalog; oci-mainpid-messages(7) describes the fields.
 package message
 
 // Kind is a kind of message.

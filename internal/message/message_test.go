@@ -12,7 +12,7 @@ import (
 // and the text as the field "".
 func catalog(t *testing.T) map[string]map[string]string {
 	t.Helper()
-	b, err := os.ReadFile("../../catalog/oci-mainpid.catalog")
+	b, err := os.ReadFile("../../dist/catalog/oci-mainpid.catalog")
 	if err != nil {
 		t.Fatal(err)
 	}

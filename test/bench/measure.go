@@ -16,11 +16,12 @@ const warmUp = 20
 
 // A program is something to run again and again.
 type program struct {
-	name string
-	aim  float64 // at most this many times the empty Go program; 0: none
-	path string
-	args []string
-	env  []string
+	name  string
+	build string  // whose program it is; none if empty
+	aim   float64 // at most this many times the empty Go program; 0: none
+	path  string
+	args  []string
+	env   []string
 	// stdin is a file's path, read from its beginning by every run.
 	stdin string
 
@@ -30,46 +31,47 @@ type program struct {
 }
 
 // measure runs the programs in rounds, each in an order of its own, so that
-// what else the machine does falls on all of them alike. It returns the wall
-// times of each.
-func measure(ctx context.Context, programs []program, rounds int) ([][]time.Duration, error) {
+// what else the machine does falls on all of them alike. It returns the times of
+// each: from start to exit, and on a processor.
+func measure(ctx context.Context, programs []program, rounds int) (wall, processor [][]time.Duration, err error) {
 	// A collection of this process must not fall into somebody's time.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	stderr, err := os.CreateTemp("", "oci-mainpid-bench-stderr-")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer os.Remove(stderr.Name())
 	defer stderr.Close()
 
-	times := make([][]time.Duration, len(programs))
+	wall, processor = make([][]time.Duration, len(programs)), make([][]time.Duration, len(programs))
 	for round := range warmUp + rounds {
 		for _, i := range rand.Perm(len(programs)) {
 			if err := ctx.Err(); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
-			t, err := programs[i].run(stderr)
+			elapsed, used, err := programs[i].run(stderr)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", programs[i].name, err)
+				return nil, nil, fmt.Errorf("%s: %w", programs[i].name, err)
 			}
 			if round >= warmUp {
-				times[i] = append(times[i], t)
+				wall[i], processor[i] = append(wall[i], elapsed), append(processor[i], used)
 			}
 		}
 	}
-	return times, nil
+	return wall, processor, nil
 }
 
-// run runs the program once. It fails if the program does, or says anything.
-func (p *program) run(stderr *os.File) (time.Duration, error) {
+// run runs the program once and returns its time from start to exit and that on
+// a processor. It fails if the program does, or says anything.
+func (p *program) run(stderr *os.File) (elapsed, used time.Duration, err error) {
 	if p.before != nil {
 		if err := p.before(); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
 	stdin, err := os.Open(p.stdin)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer stdin.Close()
 	attr := &os.ProcAttr{Dir: "/", Env: p.env, Files: []*os.File{stdin, stderr, stderr}}
@@ -78,22 +80,22 @@ func (p *program) run(stderr *os.File) (time.Duration, error) {
 	start := time.Now()
 	process, err := os.StartProcess(p.path, argv, attr)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	state, err := process.Wait()
-	elapsed := time.Since(start)
+	elapsed = time.Since(start)
 
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	said := make([]byte, 4096)
 	if n, _ := stderr.ReadAt(said, 0); n > 0 || !state.Success() {
-		return 0, fmt.Errorf("%s: %v: %s", strings.Join(argv, " "), state, strings.TrimSpace(string(said[:n])))
+		return 0, 0, fmt.Errorf("%s: %v: %s", strings.Join(argv, " "), state, strings.TrimSpace(string(said[:n])))
 	}
 	if p.after != nil {
-		return elapsed, p.after()
+		err = p.after()
 	}
-	return elapsed, nil
+	return elapsed, state.UserTime() + state.SystemTime(), err
 }
 
 // quantile returns the value that the part q of the values does not exceed.
@@ -123,6 +125,12 @@ func ratioInterval(a, b []time.Duration) (low, high float64) {
 	}
 	slices.Sort(ratios)
 	return ratios[25], ratios[974]
+}
+
+// comparison returns the ratio and its interval as text.
+func comparison(a, b []time.Duration) string {
+	low, high := ratioInterval(a, b)
+	return fmt.Sprintf("%.3f (%.3f to %.3f)", ratio(a, b), low, high)
 }
 
 // load is the load average of the last minute (proc_loadavg(5)).

@@ -7,13 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 //go:embed podman.sh
@@ -25,22 +23,9 @@ const podmanAim = 1.02
 
 // benchPodman measures "podman run -d" of a container that is not ours, by a
 // user of a throw-away machine, with the hook installed and without it.
-func benchPodman(ctx context.Context, suite sandbox.Suite, rounds int) (err error) {
-	machine, err := sandbox.Boot(ctx, sandbox.Config{Suite: suite, Progress: os.Stderr})
+func benchPodman(ctx context.Context, machine *sandbox.Machine, rounds int) error {
+	script, err := putScript(machine, "bench-podman", podmanScript)
 	if err != nil {
-		return err
-	}
-	// Also when ctx is done.
-	defer func() { err = errors.Join(err, machine.PowerOff(context.Background())) }()
-
-	if err := run(exec.CommandContext(ctx, "make", "--silent", "install", "DESTDIR="+machine.Root())); err != nil {
-		return err
-	}
-	const script = "/usr/local/bin/bench-podman"
-	if err := os.WriteFile(filepath.Join(machine.Root(), script), podmanScript, 0o755); err != nil {
-		return err
-	}
-	if err := run(machine.Command(ctx, "useradd", "--create-home", "bench")); err != nil {
 		return err
 	}
 	// The time is taken inside, or it would include entering the machine.
@@ -52,15 +37,15 @@ func benchPodman(ctx context.Context, suite sandbox.Suite, rounds int) (err erro
 	fmt.Fprintf(os.Stderr, "running podman run -d %d times\n", 2*rounds)
 	out, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("podman run -d on %s: %w\n%s", suite, err, stderr.Bytes())
+		return fmt.Errorf("podman run -d on %s: %w\n%s", machine.Suite, err, stderr.Bytes())
 	}
 	with, without, err := parsePodman(string(out))
 	if err != nil {
-		return fmt.Errorf("podman run -d on %s: %w", suite, err)
+		return fmt.Errorf("podman run -d on %s: %w", machine.Suite, err)
 	}
 	low, high := ratioInterval(with, without)
 	fmt.Printf("podman run -d on %s, a container not ours, %d with the hook and %d without;\nload %s before and %s after.\n\n",
-		suite, len(with), len(without), before, load())
+		machine.Suite, len(with), len(without), before, load())
 	fmt.Printf("  %s  without the hook\n  %s  with it: × %.3f (95 %% sure: %.3f to %.3f), aim ≤ %.2f\n\n",
 		milliseconds(median(without)), milliseconds(median(with)), ratio(with, without), low, high, podmanAim)
 	return nil
@@ -84,12 +69,4 @@ func parsePodman(out string) (with, without []time.Duration, err error) {
 		return nil, nil, errors.New("nothing was measured")
 	}
 	return with, without, nil
-}
-
-// run runs a command that says nothing unless it fails.
-func run(cmd *exec.Cmd) error {
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
-	}
-	return nil
 }

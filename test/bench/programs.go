@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// benchPrograms measures the programs alone.
-func benchPrograms(ctx context.Context, bin string, rounds int) error {
+// benchPrograms measures the programs of the builds alone.
+func benchPrograms(ctx context.Context, builds []build, rounds int) error {
 	if os.Geteuid() != 0 {
 		return errors.New("must be run as root, as notify-mainpid is")
 	}
@@ -25,21 +25,23 @@ func benchPrograms(ctx context.Context, bin string, rounds int) error {
 		return err
 	}
 	defer s.close()
-	programs, noC, err := s.programs(ctx, bin)
+	programs, noC, err := s.programs(ctx, builds)
 	if err != nil {
 		return err
 	}
+	empty := slices.IndexFunc(programs, func(p program) bool { return p.build != "" })
 	before := load()
-	times, err := measure(ctx, programs, rounds)
+	times, processor, err := measure(ctx, programs, rounds)
 	if err != nil {
 		return err
 	}
 
-	fmt.Printf("Whole processes, from start to exit, %d of each in random order; × Go and × C:\n"+
+	fmt.Printf("Whole processes, from start to exit, %d of each in random order; processor: the\n"+
+		"part of it on a processor, which others' load lengthens least; × Go and × C:\n"+
 		"times the median of the empty program. %d CPUs, load %s before and %s after.\n\n",
 		rounds, runtime.NumCPU(), before, load())
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(t, "median\tp95\t× Go\taim\t")
+	fmt.Fprint(t, "median\tp95\tprocessor\t× Go\taim\t")
 	if noC == nil {
 		fmt.Fprint(t, "× C\t")
 	}
@@ -49,14 +51,29 @@ func benchPrograms(ctx context.Context, bin string, rounds int) error {
 		if p.aim > 0 {
 			aim = fmt.Sprintf("≤ %.1f", p.aim)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%.2f\t%s\t", milliseconds(median(times[i])), milliseconds(quantile(times[i], 0.95)), ratio(times[i], times[0]), aim)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t", milliseconds(median(times[i])), milliseconds(quantile(times[i], 0.95)), milliseconds(median(processor[i])), ratio(times[i], times[0]), aim)
 		if noC == nil {
 			fmt.Fprintf(t, "%.2f\t", ratio(times[i], times[1]))
 		}
-		fmt.Fprintln(t, "  "+p.name)
+		name := p.name
+		if len(builds) > 1 && p.build != "" {
+			name += ", " + p.build
+		}
+		fmt.Fprintln(t, "  "+name)
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	if len(builds) > 1 {
+		fmt.Print("\nThis build / other build (95 % sure):\n\n")
+		fmt.Fprintln(t, "median\tprocessor\t  program")
+		per := (len(programs) - empty) / len(builds)
+		for i := empty; i < empty+per; i++ {
+			fmt.Fprintf(t, "%s\t%s\t  %s\n", comparison(times[i], times[i+per]), comparison(processor[i], processor[i+per]), programs[i].name)
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
 	}
 	if noC != nil {
 		fmt.Printf("\nThere is no empty C program: %v\n", noC)
@@ -78,15 +95,9 @@ var hookEnvironment = []string{
 	"PWD=/home/web/.local/share/containers/storage/overlay-containers/56179a152fda36965b8e2c04f98070206d92c42d49a92bb3c82a1c867130a17f/userdata",
 }
 
-// programs returns the programs to measure, an empty Go program first and an
-// empty C program second, or why there is none.
-func (s *stage) programs(ctx context.Context, bin string) (programs []program, noC, err error) {
-	hook, err := filepath.Abs(filepath.Join(bin, "oci-mainpid-hook"))
-	if err != nil {
-		return nil, nil, err
-	}
-	notify := filepath.Join(filepath.Dir(hook), "notify-mainpid")
-
+// programs returns the programs to measure: an empty Go program, an empty C
+// program or why there is none, then those of each build, in the same order.
+func (s *stage) programs(ctx context.Context, builds []build) (programs []program, noC, err error) {
 	stranger, err := s.startConmon()
 	if err != nil {
 		return nil, nil, err
@@ -140,47 +151,57 @@ func (s *stage) programs(ctx context.Context, bin string) (programs []program, n
 	}
 	// What the hook's JSON sets; an empty Go program gains nothing by it.
 	hookEnvironment := append(slices.Clone(hookEnvironment), "GOMAXPROCS=1")
-	programs = append(programs,
-		program{
-			name: "oci-mainpid-hook, container not ours", aim: 1.3,
-			path: hook, env: hookEnvironment, stdin: strangerState,
-		},
-		program{
-			name: "oci-mainpid-hook, container ours", aim: 2,
-			path: hook, env: hookEnvironment, stdin: oursState,
-			before: func() error { return mainPID.Truncate(0) },
-			after: func() error {
-				got := make([]byte, len(line)+1)
-				n, _ := mainPID.ReadAt(got, 0)
-				return expect("the mainpid file", string(got[:n]), line)
+	for _, b := range builds {
+		hook, err := b.path("oci-mainpid-hook")
+		if err != nil {
+			return nil, nil, err
+		}
+		notify, err := b.path("notify-mainpid")
+		if err != nil {
+			return nil, nil, err
+		}
+		programs = append(programs,
+			program{
+				name: "oci-mainpid-hook, container not ours", build: b.name, aim: 1.3,
+				path: hook, env: hookEnvironment, stdin: strangerState,
 			},
-		},
-		program{
-			name: "notify-mainpid, PID in the file",
-			path: notify,
-			// No --unit=: what that adds, a readlink(2), is for systemd's socket only.
-			args: []string{"--user=" + strconv.Itoa(nobody), "--conmon=" + s.conmon, given, result},
-			env: []string{
-				"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG=C.UTF-8",
-				"NOTIFY_SOCKET=" + manager.address, "INVOCATION_ID=" + invocation,
-				"MAINPID=" + strconv.Itoa(os.Getpid()), "SYSTEMD_EXEC_PID=" + strconv.Itoa(os.Getpid()),
+			program{
+				name: "oci-mainpid-hook, container ours", build: b.name, aim: 2,
+				path: hook, env: hookEnvironment, stdin: oursState,
+				before: func() error { return mainPID.Truncate(0) },
+				after: func() error {
+					got := make([]byte, len(line)+1)
+					n, _ := mainPID.ReadAt(got, 0)
+					return expect("the mainpid file", string(got[:n]), line)
+				},
 			},
-			stdin: os.DevNull,
-			before: func() error {
-				manager.forget()
-				if err := os.Remove(result); err != nil && !errors.Is(err, os.ErrNotExist) {
-					return err
-				}
-				return nil
-			},
-			after: func() error {
-				got, err := os.ReadFile(result)
-				if err != nil {
-					return err
-				}
-				return errors.Join(expect("the result file", string(got), "ok\n"), manager.check(ours.pid))
-			},
-		})
+			program{
+				name: "notify-mainpid, PID in the file", build: b.name,
+				path: notify,
+				// No --unit=: what that adds, a readlink(2), is for systemd's socket only.
+				args: []string{"--user=" + strconv.Itoa(nobody), "--conmon=" + s.conmon, given, result},
+				env: []string{
+					"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG=C.UTF-8",
+					"NOTIFY_SOCKET=" + manager.address, "INVOCATION_ID=" + invocation,
+					"MAINPID=" + strconv.Itoa(os.Getpid()), "SYSTEMD_EXEC_PID=" + strconv.Itoa(os.Getpid()),
+				},
+				stdin: os.DevNull,
+				before: func() error {
+					manager.forget()
+					if err := os.Remove(result); err != nil && !errors.Is(err, os.ErrNotExist) {
+						return err
+					}
+					return nil
+				},
+				after: func() error {
+					got, err := os.ReadFile(result)
+					if err != nil {
+						return err
+					}
+					return errors.Join(expect("the result file", string(got), "ok\n"), manager.check(ours.pid))
+				},
+			})
+	}
 	return programs, noC, nil
 }
 

@@ -13,7 +13,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 // A scene is a part of the demonstration.

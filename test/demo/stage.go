@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 // A stage runs commands in the machine and shows them. After the first error

@@ -5,7 +5,7 @@ package e2e
 import (
 	"testing"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 // TestDebian12: hand-written units work with systemd 252, which has no OpenFile=,

@@ -23,7 +23,7 @@ import (
 	"testing"
 	"time"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 // stacksVariable names the environment variable that has the default of -stacks.

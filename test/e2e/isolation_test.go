@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 // TestContainerGetsNothing: neither the mainpid file nor what tells of it

@@ -6,7 +6,7 @@ import (
 	"context"
 	"time"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 // onlineTimeout bounds what fetches and compiles, on a machine that is busy.

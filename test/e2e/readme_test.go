@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 var update = flag.Bool("update", false, "write testdata anew, from what was seen")

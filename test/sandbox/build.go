@@ -14,29 +14,9 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sirupsen/logrus"
 )
-
-// CacheVariable names the environment variable that says where root file
-// systems and the disks of machines are kept.
-const CacheVariable = "OCI_MAINPID_CACHE"
-
-const defaultCache = "/var/cache/oci-mainpid-sandbox"
-
-// cacheDir returns the cache directory, as an absolute path.
-func cacheDir() (string, error) {
-	dir := os.Getenv(CacheVariable)
-	if dir == "" {
-		return defaultCache, nil
-	}
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", CacheVariable, err)
-	}
-	if strings.ContainsAny(abs, `:,\`) {
-		return "", fmt.Errorf("%s: %s: overlayfs takes no path with a colon, a comma or a backslash", CacheVariable, abs)
-	}
-	return abs, nil
-}
 
 // Build makes the suite's root file system in the cache, unless it is there
 // already. It installs the host programs that it needs and that are missing,
@@ -47,7 +27,7 @@ func Build(ctx context.Context, suite Suite, progress io.Writer) error {
 	return err
 }
 
-// build is Build; it returns the path of the root file system.
+// build does what Build does, and returns the path of the root file system.
 func build(ctx context.Context, suite Suite, progress io.Writer) (string, error) {
 	if err := suite.check(); err != nil {
 		return "", err
@@ -55,7 +35,7 @@ func build(ctx context.Context, suite Suite, progress io.Writer) (string, error)
 	if os.Geteuid() != 0 {
 		return "", ErrNotRoot
 	}
-	log := newReport(progress, string(suite))
+	log := newLog(progress, suite)
 	cache, err := cacheDir()
 	if err != nil {
 		return "", err
@@ -74,7 +54,7 @@ func build(ctx context.Context, suite Suite, progress io.Writer) (string, error)
 	if err := os.MkdirAll(filepath.Dir(root), 0o755); err != nil {
 		return "", fmt.Errorf("make the cache: %w", err)
 	}
-	unlock, err := lock(ctx, root+".lock", func() { log.printf("waiting for another process to build %s", key) })
+	unlock, err := lock(ctx, root+".lock", func() { log.Infof("waiting for another process to build %s", key) })
 	if err != nil {
 		return "", err
 	}
@@ -90,7 +70,7 @@ func build(ctx context.Context, suite Suite, progress io.Writer) (string, error)
 	if err := install(ctx, suite, partial, log); err != nil {
 		return "", errors.Join(err, removeTree(partial))
 	}
-	log.printf("customising")
+	log.Infof("customising")
 	if err := customise(ctx, suite, partial); err != nil {
 		return "", errors.Join(fmt.Errorf("customise %s: %w", suite, err), removeTree(partial))
 	}
@@ -101,22 +81,22 @@ func build(ctx context.Context, suite Suite, progress io.Writer) (string, error)
 	if err != nil {
 		return "", err
 	}
-	log.printf("done, %d packages", n)
+	log.Infof("done, %d packages", n)
 	return root, nil
 }
 
 // install fills dir with the suite's packages. See mmdebstrap(1).
-func install(ctx context.Context, suite Suite, dir string, log *report) error {
+func install(ctx context.Context, suite Suite, dir string, log *logrus.Entry) error {
 	cmd := exec.CommandContext(ctx, "mmdebstrap",
 		"--mode=root", "--variant=apt", "--format=directory",
-		// The index of a testing suite can be past its date.
+		// The index of a testing suite may have expired.
 		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		"--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/doc/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--include="+strings.Join(suite.packages(), ","),
 		string(suite), dir)
-	// What mmdebstrap mounts in dir goes away with it, however it ends.
+	// The mounts that mmdebstrap makes in dir vanish when it ends in any way.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
@@ -131,12 +111,12 @@ func install(ctx context.Context, suite Suite, dir string, log *report) error {
 		for s.Scan() {
 			last.add(s.Text())
 			if step, ok := strings.CutPrefix(s.Text(), "I: "); ok {
-				log.printf("%s", step)
+				log.Infof("%s", step)
 			}
 		}
 		io.Copy(io.Discard, r)
 	}()
-	log.printf("installing %d packages and what they need", len(suite.packages()))
+	log.Infof("installing %d packages and what they need", len(suite.packages()))
 	err := cmd.Run()
 	w.Close()
 	<-copied
@@ -146,7 +126,8 @@ func install(ctx context.Context, suite Suite, dir string, log *report) error {
 	return nil
 }
 
-// customise turns a freshly installed root file system into a machine's.
+// customise prepares a freshly installed root file system for a machine: it adds
+// the files of image, masks units and makes the archive of the busybox image.
 func customise(ctx context.Context, suite Suite, root string) error {
 	if err := writeImage(suite, root); err != nil {
 		return err
@@ -207,7 +188,7 @@ func writeImage(suite Suite, root string) error {
 	})
 }
 
-// symlink makes a symbolic link, in place of whatever is there.
+// symlink makes a symbolic link, and replaces what is at the path.
 func symlink(target, path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -228,34 +209,3 @@ func isDir(path string) bool {
 	fi, err := os.Stat(path)
 	return err == nil && fi.IsDir()
 }
-
-// A report writes lines of progress with the seconds since it was made.
-type report struct {
-	w     io.Writer
-	name  string
-	start time.Time
-}
-
-func newReport(w io.Writer, name string) *report {
-	if w == nil {
-		w = io.Discard
-	}
-	return &report{w: w, name: name, start: time.Now()}
-}
-
-func (r *report) printf(format string, args ...any) {
-	fmt.Fprintf(r.w, "%s %5.1fs  %s\n", r.name, time.Since(r.start).Seconds(), fmt.Sprintf(format, args...))
-}
-
-// A tail keeps the last lines of an output, for an error message.
-type tail struct{ lines []string }
-
-func (t *tail) add(line string) {
-	const most = 20
-	t.lines = append(t.lines, line)
-	if len(t.lines) > most {
-		t.lines = t.lines[1:]
-	}
-}
-
-func (t *tail) String() string { return strings.Join(t.lines, "\n") }

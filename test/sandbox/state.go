@@ -13,8 +13,8 @@ import (
 // runDir has a directory for every machine, by its name.
 const runDir = "/run/oci-mainpid-sandbox"
 
-// state is what another process must know of a machine. It is written before
-// anything that it names is made, so that it never names too little.
+// state is what another process must know to use or remove a machine. It is
+// saved before anything that it names is made, so that PowerOff forgets nothing.
 type state struct {
 	Name       string  `json:"name"`
 	Suite      Suite   `json:"suite"`
@@ -23,8 +23,8 @@ type state struct {
 	Supervisor process `json:"supervisor"`
 }
 
-// validName is a host name of one label, short enough for everything that is
-// made of it.
+// validName matches a host name of one label. It is short enough for the longer
+// names that contain it, such as that of the cgroup.
 var validName = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$`)
 
 func checkName(name string) error {
@@ -38,7 +38,7 @@ func (s state) dir() string     { return filepath.Join(runDir, s.Name) }
 func (s state) root() string    { return filepath.Join(s.dir(), "root") }
 func (s state) console() string { return filepath.Join(s.dir(), "console") }
 
-// save writes the state so that a reader sees all of it or what was before.
+// save writes the state. A reader sees either the old state or the new one.
 func (s state) save() error {
 	data, err := json.Marshal(s)
 	if err != nil {

@@ -50,8 +50,8 @@ func (s Suite) packages() []string {
 	return p
 }
 
-// masked are units that a throw-away machine has no use for: they make the
-// boot slower, or reach through a writable /sys or /proc/sys to the host.
+// masked are units that a throw-away machine does not need. They make the boot
+// slower, or change the host through a writable /sys or /proc/sys.
 var masked = []string{
 	"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
 	"e2scrub_reap.service", "fstrim.timer", "man-db.timer", "podman-auto-update.timer",
@@ -69,8 +69,9 @@ var masked = []string{
 	"netavark-dhcp-proxy.service", "netavark-dhcp-proxy.socket", "netavark-firewalld-reload.service",
 }
 
-// image holds files that are laid over the installed packages, by their paths:
-// those in image/all for every suite, then those in image/SUITE.
+// image holds the files that customise copies over the installed packages, by
+// their paths: first those in image/all, for every suite, then those in
+// image/SUITE.
 //
 //go:embed image
 var image embed.FS
@@ -99,12 +100,13 @@ func (s Suite) walkImage(f func(path string, data []byte) error) error {
 	return nil
 }
 
-// recipe changes when the way a root file system is made does, apart from
-// packages, masked units and image, which count by themselves.
+// recipe is a number to raise when the code that makes a root file system changes.
+// The packages, the masked units and image are in the key themselves.
 const recipe = 1
 
-// key names the suite's root file system in the cache: the suite and a hash of
-// everything that decides what is in it, except the state of Debian's archive.
+// key returns the name of the suite's root file system in the cache: the suite and
+// a hash of everything that decides what the root file system contains, except the
+// state of Debian's archive.
 func (s Suite) key() (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%d\n%s\n%s\n", recipe, strings.Join(s.packages(), " "), strings.Join(masked, " "))

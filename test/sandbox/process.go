@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A process is a process of the host that is told apart from a later one with
-// the same PID by when it started.
+// A process is a process of the host. Its start time tells it apart from a later
+// process with the same PID.
 type process struct {
 	PID   int    `json:"pid"`
 	Start uint64 `json:"start"` // clock ticks since the host's boot, proc_pid_stat(5)
@@ -90,8 +90,8 @@ func (p process) open() (int, error) {
 	return fd, nil
 }
 
-// signal sends a signal to the process and no other. A process that has ended
-// is no error.
+// signal sends a signal to the process, and never to a later one with its PID. It
+// is no error that the process has ended.
 func (p process) signal(sig unix.Signal) error {
 	fd, err := p.open()
 	if err == nil {
@@ -115,7 +115,7 @@ func (p process) wait(ctx context.Context) error {
 	}
 	defer unix.Close(fd)
 	for {
-		// Short, because poll(2) does not know of the context.
+		// Short, because poll(2) does not return when the context ends.
 		const milliseconds = 50
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, milliseconds)
 		switch {
@@ -175,7 +175,7 @@ func (p process) isInit() bool {
 	return false
 }
 
-// pause waits for a moment, less if the context ends.
+// pause waits for d. If the context ends first, pause returns its error.
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestKey(t *testing.T) {
@@ -178,23 +180,69 @@ func TestUnifiedCgroup(t *testing.T) {
 	}
 }
 
-func TestMountsBelow(t *testing.T) {
-	const mountinfo = `22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-30 22 0:30 / /run/s/a rw - overlay overlay rw
-31 30 0:31 / /run/s/a/home rw - ext4 /dev/vda rw
-32 22 0:32 / /run/s/ab rw - overlay overlay rw
-33 22 0:33 / /run/s/a/with\040space rw - tmpfs tmpfs rw
-`
-	got, err := mountsBelow(strings.NewReader(mountinfo), "/run/s/a")
-	if err != nil {
+// TestRemoveTree: what is mounted in a directory is unmounted, not emptied, also
+// where the way to the directory is a symbolic link.
+func TestRemoveTree(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	top := t.TempDir()
+	kept, beside, dir := filepath.Join(top, "kept"), filepath.Join(top, "m1x"), filepath.Join(top, "m1")
+	target := filepath.Join(dir, "with space")
+	for _, d := range []string{kept, beside, target, filepath.Join(kept, "home")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(kept, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"/run/s/a", "/run/s/a/home", "/run/s/a/with space"}; !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
+	bind := func(target string) {
+		t.Helper()
+		if err := unix.Mount(kept, target, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) })
 	}
-	if _, err := mountsBelow(strings.NewReader("nonsense\n"), "/"); err == nil {
-		t.Error("nonsense was taken")
+	bind(target)
+	bind(filepath.Join(target, "home"))
+	bind(beside)
+	link := filepath.Join(top, "link")
+	if err := os.Symlink(top, link); err != nil {
+		t.Fatal(err)
 	}
+	for range 2 { // also what is gone already
+		if err := removeTree(filepath.Join(link, "m1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if isDir(dir) {
+		t.Errorf("%s is still there", dir)
+	}
+	for _, path := range []string{filepath.Join(kept, "file"), filepath.Join(beside, "file")} {
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("removed through a mount, or unmounted: %v", err)
+		}
+	}
+	if err := removeTree(filepath.Join(top, "nowhere", "m1")); err != nil {
+		t.Errorf("a directory whose parent is gone: %v", err)
+	}
+}
+
+// TestLog: a step is a line that names the suite; without a writer nothing
+// happens.
+func TestLog(t *testing.T) {
+	var b bytes.Buffer
+	newLog(&b, Trixie).Infof("started machine %s", "m1")
+	for _, want := range []string{"msg=\"started machine m1\"", "suite=trixie"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%q does not have %s", b.String(), want)
+		}
+	}
+	if n := strings.Count(b.String(), "\n"); n != 1 {
+		t.Errorf("%d lines: %q", n, b.String())
+	}
+	newLog(nil, Trixie).Info("nobody reads this")
 }
 
 func TestParseStat(t *testing.T) {

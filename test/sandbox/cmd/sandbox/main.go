@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 const usage = `Usage:

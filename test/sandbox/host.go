@@ -9,13 +9,12 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/sirupsen/logrus"
 )
 
 // A requirement is a program or another file that the host must have, and the
-// Debian package that it is in.
+// Debian package that contains it.
 type requirement struct{ file, pkg string }
 
 var (
@@ -29,8 +28,9 @@ var ErrNotRoot = errors.New("sandbox: must be run as root")
 // hostMutex keeps two goroutines from calling apt-get at once.
 var hostMutex sync.Mutex
 
-// prepareHost installs what the host lacks, or says exactly what that is.
-func prepareHost(ctx context.Context, needed []requirement, log *report) error {
+// prepareHost installs the needed packages that the host lacks. Where it cannot,
+// its error names them.
+func prepareHost(ctx context.Context, needed []requirement, log *logrus.Entry) error {
 	hostMutex.Lock()
 	defer hostMutex.Unlock()
 	missing := missingPackages(needed)
@@ -41,7 +41,7 @@ func prepareHost(ctx context.Context, needed []requirement, log *report) error {
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		return fmt.Errorf("missing packages: %s (there is no apt-get to install them with)", list)
 	}
-	log.printf("installing on this host: %s", list)
+	log.Infof("installing on this host: %s", list)
 	for _, args := range [][]string{
 		{"update"},
 		append([]string{"-o", "DPkg::Lock::Timeout=120", "install", "--yes", "--no-install-recommends"}, missing...),
@@ -58,7 +58,7 @@ func prepareHost(ctx context.Context, needed []requirement, log *report) error {
 	return nil
 }
 
-// missingPackages returns the packages of what is needed and not there.
+// missingPackages returns the packages of the requirements that the host lacks.
 func missingPackages(needed []requirement) []string {
 	var missing []string
 	for _, r := range needed {
@@ -74,45 +74,4 @@ func missingPackages(needed []requirement) []string {
 func bootedWithSystemd() bool {
 	fi, err := os.Lstat("/run/systemd/system")
 	return err == nil && fi.IsDir()
-}
-
-// cgroup2Mount returns where the host has mounted the unified hierarchy: all
-// of /sys/fs/cgroup, or a directory of it beside hierarchies of version 1.
-func cgroup2Mount() (string, error) {
-	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		var fs unix.Statfs_t
-		if unix.Statfs(dir, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
-			return dir, nil
-		}
-	}
-	return "", errors.New("no cgroup version 2 hierarchy is mounted on this host")
-}
-
-// lock takes an exclusive lock on the file at path, which it makes. While
-// another process has it, it calls waiting once and waits. The lock ends with
-// unlock, or with the process.
-func lock(ctx context.Context, path string, waiting func()) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
-	}
-	for first := true; ; first = false {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if err != unix.EWOULDBLOCK && err != unix.EINTR {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		if first && waiting != nil {
-			waiting()
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("wait for the lock %s: %w", path, ctx.Err())
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
 }
