@@ -467,7 +467,7 @@ func TestQuadletRefuses(t *testing.T) {
 	}{
 		{"a user that does not exist", map[string]string{"NAME.container": sleeper + "[Service]\nUser=nobody-there\n"}, "nobody-there"},
 		{"no user", map[string]string{"NAME.container": sleeper + inMode("user")}, "User="},
-		{"root", map[string]string{"NAME.container": sleeper + "[Service]\nUser=root\n" + inMode("mixed")}, "root"},
+		{"root", map[string]string{"NAME.container": sleeper + "[Service]\nUser=root\n" + inMode("mixed")}, "User="},
 		{"an unknown key", map[string]string{"NAME.container": sleeper + owned + "[X-MainPID]\nUsr=web\n"}, "Usr"},
 		{"an unknown mode", map[string]string{"NAME.container": sleeper + owned + inMode("none")}, "Cgroup=none"},
 		{"Cgroup user with Notify yes", map[string]string{"NAME.container": sleeper + "Notify=yes\n" + owned + inMode("user")}, "Cgroup=mixed"},
