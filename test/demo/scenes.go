@@ -26,7 +26,7 @@ ExecStop=podman stop web
 }
 
 func quadlet(s *stage) {
-	s.say("A container file for Quadlet, podman-systemd.unit(5). Only the last two lines are for this project: without them the container is root's.")
+	s.say("A container file for Quadlet, podman-systemd.unit(5). Only the last line is for this project: without it the container is root's.")
 	s.write(containerFile, `[Unit]
 Description=Web server
 
@@ -36,7 +36,7 @@ ContainerName=web
 RunInit=yes
 Exec=httpd -f -p 8080
 
-[X-MainPID]
+[Service]
 User=web
 `)
 	s.run("systemctl daemon-reload")

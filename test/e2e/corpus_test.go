@@ -80,7 +80,7 @@ func TestGeneratorIsFast(t *testing.T) {
 		}
 		make("")
 		none := fastest(ours)
-		make("[X-MainPID]\\nUser=" + u.name + "\\n")
+		make("[Service]\\nUser=" + u.name + "\\n")
 		theirs, dry, all := fastest(quadlet+"/run/quadlet /run/quadlet /run/quadlet"), fastest(quadlet+"--dryrun"), fastest(ours)
 		m.t.Logf("%d files: none ours %v; all ours %v, of which Quadlet without effect %v; Quadlet's own run %v", files, none, all, dry, theirs)
 		if n := m.shell("ls -d /run/gen/c*.service.d | wc -l"); n != fmt.Sprint(files) {

@@ -211,7 +211,7 @@ func TestJournalOfAFailure(t *testing.T) {
 		})
 		m.subtest("a Quadlet file that the generator refuses", func(m machine) {
 			u := m.user()
-			u.quadlets(map[string]string{"NAME.container": "[Container]\nImage=" + imageName + "\n[X-MainPID]\nUser=nobody-of-that-name\n"})
+			u.quadlets(map[string]string{"NAME.container": "[Container]\nImage=" + imageName + "\n[Service]\nUser=nobody-of-that-name\n"})
 			n := u.quadletUnit("NAME.service", "NAME")
 			if r := n.try("systemctl", "start", n.name); r.status == 0 {
 				m.t.Fatalf("started, with main PID %s", n.property("MainPID"))
@@ -280,7 +280,7 @@ func TestVerbose(t *testing.T) {
 		})
 		m.subtest("the generator at log level debug", func(m machine) {
 			u := m.userWithoutImage()
-			u.quadlets(map[string]string{"NAME.container": "[Container]\nImage=" + imageName + "\n[X-MainPID]\nUser=" + u.name + "\n"})
+			u.quadlets(map[string]string{"NAME.container": "[Container]\nImage=" + imageName + "\n[Service]\nUser=" + u.name + "\n"})
 			const generator = "/usr/lib/systemd/system-generators/oci-mainpid-generator"
 			quiet, verbose := m.try(generator, "--dry-run"), m.try("env", "SYSTEMD_LOG_LEVEL=debug", generator, "--dry-run")
 			if want := "UID " + u.uid + ", Cgroup=mixed"; strings.Contains(quiet.stderr, want) || !strings.Contains(verbose.stderr, want) {

@@ -53,7 +53,7 @@ func TestManyAtOnce(t *testing.T) {
 		for i := range *manyUnits {
 			u := users[i%manyUsers]
 			m.write(fmt.Sprintf("%s/%s-%d.container", quadletDir, with, i), fmt.Sprintf(
-				"[Unit]\nPartOf=%[1]s.target\n[Container]\nImage=%[2]s\nContainerName=%[1]s-%[3]d\nNetwork=none\nExec=%[4]s\n[X-MainPID]\nUser=%[5]s\n",
+				"[Unit]\nPartOf=%[1]s.target\n[Container]\nImage=%[2]s\nContainerName=%[1]s-%[3]d\nNetwork=none\nExec=%[4]s\n[Service]\nUser=%[5]s\n",
 				with, imageName, i, sleeping, u.name))
 		}
 		m.systemctl("daemon-reload")

@@ -137,7 +137,7 @@ func (c cell) judge(m machine) {
 // unit makes the unit, and the files that it needs.
 func (c cell) unit(u user, o *judgement) unit {
 	u.t.Helper()
-	section := owned + "Cgroup=" + c.mode + "\n"
+	section := owned + inMode(c.mode)
 	text := map[string]string{
 		"conmon":    sleeper,
 		"container": listener + "Exec=" + guestPath + "\nNotify=yes\n",
@@ -171,7 +171,7 @@ func (c cell) unit(u user, o *judgement) unit {
 	case "pod":
 		u.quadlets(map[string]string{
 			"NAME.pod":         "[Pod]\n" + section,
-			"NAME-a.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-a", 1) + "Pod=NAME.pod\n",
+			"NAME-a.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-a", 1) + "Pod=NAME.pod\n" + owned,
 		})
 		o.execIn = u.name + "-a"
 		return u.quadletUnit("NAME-pod.service", "")

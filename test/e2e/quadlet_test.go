@@ -41,7 +41,11 @@ const sleeper = "[Container]\nImage=" + imageName + "\nContainerName=NAME\nExec=
 const listener = "[Container]\nImage=" + imageName + "\nContainerName=NAME\n" + guestVolume
 
 // owned is the section with which a Quadlet unit is the user's.
-const owned = "[X-MainPID]\nUser=USER\n"
+const owned = "[Service]\nUser=USER\n"
+
+// inMode is the section with which a Quadlet unit has another Cgroup= than the
+// default.
+func inMode(cgroup string) string { return "[X-MainPID]\nCgroup=" + cgroup + "\n" }
 
 // quadlets makes Quadlet files, and has systemd read them. In file names and
 // texts NAME stands for what is the user's alone and USER for the user. What
@@ -162,25 +166,25 @@ func (n unit) stopAll(o judgement) {
 
 const noExecInService = "crun may not move a process from the user's tree into the unit's"
 
-// TestQuadletContainer: two lines make a Quadlet unit the user's.
+// TestQuadletContainer: one line makes a Quadlet unit the user's.
 func TestQuadletContainer(t *testing.T) {
 	cases := []struct {
-		name, container, mainPID string
-		runtime                  string
+		name, container, mode, user string
+		runtime                     string
 		judgement
 	}{
 		{name: "a container", container: sleeper},
 		{name: "with runc", container: sleeper, runtime: "runc"},
 		{name: "cgroups enabled", container: sleeper + "PodmanArgs=--cgroups=enabled\n"},
 		{name: "cgroups no-conmon", container: sleeper + "PodmanArgs=--cgroups=no-conmon\n"},
-		{name: "cgroups split", container: sleeper, mainPID: "Cgroup=service\n", judgement: judgement{noExec: noExecInService}},
-		{name: "cgroups split with runc", container: sleeper, mainPID: "Cgroup=service\n", runtime: "runc"},
-		{name: "Cgroup user", container: sleeper, mainPID: "Cgroup=user\n"},
-		{name: "Cgroup user with runc", container: sleeper, mainPID: "Cgroup=user\n", runtime: "runc"},
+		{name: "cgroups split", container: sleeper, mode: "service", judgement: judgement{noExec: noExecInService}},
+		{name: "cgroups split with runc", container: sleeper, mode: "service", runtime: "runc"},
+		{name: "Cgroup user", container: sleeper, mode: "user"},
+		{name: "Cgroup user with runc", container: sleeper, mode: "user", runtime: "runc"},
 		{name: "Notify yes", container: listener + "Exec=" + guestPath + "\nNotify=yes\n"},
 		{name: "Notify healthy", container: sleeper + "HealthCmd=/bin/true\nHealthInterval=1s\nNotify=healthy\n"},
-		{name: "User in Service", container: sleeper + "[Service]\nUser=USER\n", mainPID: "none"},
-		{name: "a user by UID", container: sleeper, mainPID: "UID"},
+		{name: "options without a key", container: sleeper + "[X-MainPID]\n"},
+		{name: "a user by UID", container: sleeper, user: "UID"},
 		{name: "a file name with characters that units escape", container: sleeper},
 	}
 	onStacks(t, func(m machine) {
@@ -188,12 +192,12 @@ func TestQuadletContainer(t *testing.T) {
 			m.subtest(c.name, func(m machine) {
 				u := m.user()
 				u.useRuntime(c.runtime)
-				section := owned + c.mainPID
-				switch c.mainPID {
-				case "none":
-					section = ""
-				case "UID":
-					section = "[X-MainPID]\nUser=" + u.uid + "\n"
+				section := owned
+				if c.user == "UID" {
+					section = "[Service]\nUser=" + u.uid + "\n"
+				}
+				if c.mode != "" {
+					section += inMode(c.mode)
 				}
 				file := "NAME.container"
 				service := "NAME.service"
@@ -222,8 +226,8 @@ func TestQuadletFamilies(t *testing.T) {
 			u := m.user()
 			u.quadlets(map[string]string{
 				"NAME.container": listener + "Exec=" + guestPath + " :80\nVolume=NAME.volume:/data\nNetwork=NAME.network\nPublishPort=127.0.0.1:8080:80\n" + owned,
-				"NAME.volume":    "[Volume]\n",
-				"NAME.network":   "[Network]\n",
+				"NAME.volume":    "[Volume]\n" + owned,
+				"NAME.network":   "[Network]\n" + owned,
 			})
 			n := u.quadletUnit("NAME.service", "NAME")
 			n.start()
@@ -247,8 +251,8 @@ func TestQuadletFamilies(t *testing.T) {
 			u.writeHome("context/Containerfile", "FROM "+imageName+"\nRUN echo built > /tmp/built\n")
 			u.quadlets(map[string]string{
 				"NAME-i.container": strings.Replace(sleeper, imageName, "NAME.image", 1) + owned,
-				"NAME.image":       "[Image]\nImage=oci:" + u.home() + "/image\nImageTag=" + imageName + "\n",
-				"NAME.build":       "[Build]\nImageTag=localhost/NAME-built\nSetWorkingDirectory=" + u.home() + "/context\n",
+				"NAME.image":       "[Image]\nImage=oci:" + u.home() + "/image\nImageTag=" + imageName + "\n" + owned,
+				"NAME.build":       "[Build]\nImageTag=localhost/NAME-built\nSetWorkingDirectory=" + u.home() + "/context\n" + owned,
 				"NAME-b.container": strings.NewReplacer(imageName, "NAME.build", "ContainerName=NAME", "ContainerName=NAME-b").Replace(sleeper) + owned,
 			})
 			n := u.quadletUnit("NAME-b.service", "NAME-b")
@@ -264,8 +268,8 @@ func TestQuadletFamilies(t *testing.T) {
 			u := m.user()
 			u.quadlets(map[string]string{
 				"NAME.pod":         "[Pod]\nPodName=NAME-p\n" + owned,
-				"NAME-a.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-a", 1) + "Pod=NAME.pod\n",
-				"NAME-b.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-b", 1) + "Pod=NAME.pod\n",
+				"NAME-a.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-a", 1) + "Pod=NAME.pod\n" + owned,
+				"NAME-b.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-b", 1) + "Pod=NAME.pod\n" + owned,
 			})
 			pod := u.quadletUnit("NAME-pod.service", "NAME-p-infra")
 			pod.start()
@@ -385,7 +389,7 @@ func TestQuadletSockets(t *testing.T) {
 				socket(web, u.name+"-web")
 				socket(admin, u.name+"-admin")
 				u.quadlets(map[string]string{
-					"NAME.container": listener + "Exec=" + guestPath + "\n" + notify + owned + "Cgroup=" + mode + "\n",
+					"NAME.container": listener + "Exec=" + guestPath + "\n" + notify + owned + inMode(mode),
 				})
 				u.systemctl("start", u.name+"-web.socket", u.name+"-admin.socket")
 				m.assertAnswers("http://localhost/", u.name+"-web", "--unix-socket", web)
@@ -436,7 +440,7 @@ func TestQuadletDependencies(t *testing.T) {
 		})
 		m.subtest("Restart always, conmon killed", func(m machine) {
 			u := m.user()
-			u.quadlets(map[string]string{"NAME.container": sleeper + "[Service]\nRestart=always\n" + owned})
+			u.quadlets(map[string]string{"NAME.container": sleeper + owned + "Restart=always\n"})
 			n := u.quadletUnit("NAME.service", "NAME")
 			n.start()
 			before := n.assertMainPIDIsConmon()
@@ -461,18 +465,17 @@ func TestQuadletRefuses(t *testing.T) {
 		files map[string]string
 		want  string
 	}{
-		{"a user that does not exist", map[string]string{"NAME.container": sleeper + "[X-MainPID]\nUser=nobody-there\n"}, "nobody-there"},
-		{"no user", map[string]string{"NAME.container": sleeper + "[X-MainPID]\nCgroup=user\n"}, "User="},
-		{"root", map[string]string{"NAME.container": sleeper + "[X-MainPID]\nUser=root\n"}, "root"},
-		{"an unknown key", map[string]string{"NAME.container": sleeper + owned + "Usr=web\n"}, "Usr"},
-		{"an unknown mode", map[string]string{"NAME.container": sleeper + owned + "Cgroup=none\n"}, "Cgroup=none"},
-		{"Cgroup user with Notify yes", map[string]string{"NAME.container": sleeper + "Notify=yes\n" + owned + "Cgroup=user\n"}, "Cgroup=mixed"},
-		{"a user without subordinate IDs", map[string]string{"NAME.container": sleeper + "[X-MainPID]\nUser=daemon\n"}, "daemon"},
-		{"a volume of two users", map[string]string{
-			"NAME.container":  sleeper + "Volume=NAME.volume:/data\n" + owned,
-			"NAME2.container": sleeper + "Volume=NAME.volume:/data\n[X-MainPID]\nUser=OTHER\n",
-			"NAME.volume":     "[Volume]\n",
-		}, "NAME2"},
+		{"a user that does not exist", map[string]string{"NAME.container": sleeper + "[Service]\nUser=nobody-there\n"}, "nobody-there"},
+		{"no user", map[string]string{"NAME.container": sleeper + inMode("user")}, "User="},
+		{"root", map[string]string{"NAME.container": sleeper + "[Service]\nUser=root\n" + inMode("mixed")}, "User="},
+		{"an unknown key", map[string]string{"NAME.container": sleeper + owned + "[X-MainPID]\nUsr=web\n"}, "Usr"},
+		{"an unknown mode", map[string]string{"NAME.container": sleeper + owned + inMode("none")}, "Cgroup=none"},
+		{"Cgroup user with Notify yes", map[string]string{"NAME.container": sleeper + "Notify=yes\n" + owned + inMode("user")}, "Cgroup=mixed"},
+		{"a user without subordinate IDs", map[string]string{"NAME.container": sleeper + "[Service]\nUser=daemon\n"}, "daemon"},
+		{"a volume of another user's", map[string]string{
+			"NAME.container": sleeper + "Volume=NAME.volume:/data\n" + owned,
+			"NAME.volume":    "[Volume]\n[Service]\nUser=OTHER\n",
+		}, "NAME.volume"},
 	}
 	onStacks(t, func(m machine) {
 		other := m.user()

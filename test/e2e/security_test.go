@@ -20,8 +20,8 @@ func TestExposure(t *testing.T) {
 			"NAME-b.pod":             "[Pod]\n",
 			"NAME-c.kube":            kube,
 			"NAME-mixed.container":   sleeper + owned,
-			"NAME-service.container": sleeper + owned + "Cgroup=service\n",
-			"NAME-user.container":    sleeper + owned + "Cgroup=user\n",
+			"NAME-service.container": sleeper + owned + inMode("service"),
+			"NAME-user.container":    sleeper + owned + inMode("user"),
 			"NAME-e.pod":             "[Pod]\n" + owned,
 			"NAME-f.kube":            kube + owned,
 		})

@@ -119,12 +119,15 @@ func (m machine) fleet() fleet {
 		f.Units = append(f.Units, fleetUnit{name, u.name, container, restart, name})
 	}
 
-	// limits bound each step.
-	limits := func(restart string) string {
-		return "[Service]\nEnvironment=SOAK_UNIT=%n\nTimeoutStartSec=40\nTimeoutStopSec=45\nRestartSec=100ms\nRestart=" + restart + "\n[Unit]\nStartLimitIntervalSec=0\n"
+	// limits bound each step of a unit, of the user's if one is named.
+	limits := func(user, restart string) string {
+		if user != "" {
+			user = "User=" + user + "\n"
+		}
+		return "[Service]\n" + user + "Environment=SOAK_UNIT=%n\nTimeoutStartSec=40\nTimeoutStopSec=45\nRestartSec=100ms\nRestart=" + restart + "\n[Unit]\nStartLimitIntervalSec=0\n"
 	}
 	quadlet := func(u user, file, body, mode, restart string) {
-		m.write(quadletDir+"/"+file, body+"\n[X-MainPID]\nUser="+u.name+"\nCgroup="+mode+"\n"+limits(restart))
+		m.write(quadletDir+"/"+file, body+"\n"+inMode(mode)+limits(u.name, restart))
 	}
 	container := func(name string) string {
 		return "[Container]\nImage=" + imageName + "\nContainerName=" + name + "\nEnvironment=SOAK_UNIT=%n\nStopTimeout=2\nNetwork=none\nExec=" + sleeping
@@ -170,7 +173,7 @@ func (m machine) fleet() fleet {
 	} {
 		s := service{mode: c.mode, container: c.name, options: "--network=none --stop-timeout=2 --env=SOAK_UNIT"}.withDefaults()
 		file := unitDir + "/" + c.name + ".service"
-		text := strings.Replace(s.text(), "[Install]", limits(c.restart)+"[Install]", 1)
+		text := strings.Replace(s.text(), "[Install]", limits("", c.restart)+"[Install]", 1)
 		m.write(file, strings.Replace(text, "ExecStopPost=", "ExecStopPost=-", 1))
 		m.run("oci-mainpid", "generate", "--user="+c.user.name, "--cgroup="+c.mode, file)
 		add(c.user, c.name+".service", c.name, c.restart)
