@@ -25,7 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/conmonbridge"
-	"oci-mainpid-hook/internal/hostile"
+	"oci-mainpid-hook/internal/regular"
 )
 
 // Conmon is a conmon that runs. Its texts are as its user wrote them.
@@ -230,7 +230,7 @@ func recorded(uid int, path string) int {
 // ReadPID reads a PID that the user may have written into a file below dir, 0
 // where there is none.
 func ReadPID(dir, path string) int {
-	b, err := hostile.ReadFile(dir, path, 32)
+	b, err := regular.ReadBelow(dir, path, 32)
 	if err != nil {
 		return 0
 	}
