@@ -16,6 +16,7 @@ import (
 
 	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/conmontest"
+	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/sdnotify"
 
@@ -307,7 +308,7 @@ func TestKind(t *testing.T) {
 	}{
 		{"a refused process", fmt.Errorf("%w: process 5: has no container", errRefused), message.Refused, exitRefused},
 		{"a refused process, and no room for the answer", errors.Join(fmt.Errorf("%w: process 5", errRefused), unix.ENOSPC), message.Refused, exitRefused},
-		{"no PID", failure{exitNoPID, conmonbridge.ErrNoMainPID}, message.NoMainPID, exitNoPID},
+		{"no PID", failure{exitNoPID, handover.ErrNoMainPID}, message.NoMainPID, exitNoPID},
 		{"systemd is not there", failure{exitManager, sdnotify.ErrNoSocket}, message.NotTold, exitManager},
 		{"a wrong command line", failure{exitUsage, errors.New("--user is missing")}, message.HelperFailed, exitUsage},
 		{"a file", unix.EACCES, message.HelperFailed, exitRefused},

@@ -36,7 +36,7 @@ type Reader struct {
 	comparer  *comparer
 	accounts  *quadlet.Accounts
 	tasksMax  uint64
-	conmons   func() ([]census.Conmon, error)
+	conmons   func() (census.Census, error)
 	// removesIPC is manager.RemovesIPC, asked once.
 	removesIPC func() bool
 }
@@ -53,7 +53,7 @@ func NewReader(ctx context.Context, m *manager.Manager, generate Generate) (*Rea
 		return nil, err
 	}
 	r.comparer = newComparer(generate)
-	r.conmons = sync.OnceValues(func() ([]census.Conmon, error) { return census.Take("/proc") })
+	r.conmons = sync.OnceValues(func() (census.Census, error) { return census.Take(ctx, nil) })
 	r.removesIPC = sync.OnceValue(func() bool { return manager.RemovesIPC(ctx) })
 	r.readMachine(ctx)
 	return r, nil
@@ -314,11 +314,8 @@ func (r *Reader) Unit(ctx context.Context, name string) Unit {
 	} else {
 		r.readUser(ctx, &u)
 	}
-	conmons, err := r.conmons()
-	if err != nil {
-		conmons = nil
-	}
-	u.Status = status.Of(u.Unit, conmons)
+	processes, _ := r.conmons() // none, if there is an error
+	u.Status = status.Of(u.Unit, processes.Conmons)
 	return u
 }
 
