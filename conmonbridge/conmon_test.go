@@ -3,9 +3,11 @@ package conmonbridge
 import (
 	"errors"
 	"os"
+	"strings"
 	"testing"
 
 	"oci-mainpid-hook/internal/conmontest"
+	"oci-mainpid-hook/internal/proc"
 )
 
 func TestMain(m *testing.M) {
@@ -37,40 +39,20 @@ func TestFindConmon(t *testing.T) {
 		}
 	})
 	t.Run("no process", func(t *testing.T) {
-		if got, err := FindConmon(maxPID + 1); !errors.Is(err, ErrNoProcess) {
+		if got, err := FindConmon(proc.MaxPID + 1); !errors.Is(err, proc.ErrNoProcess) {
 			t.Errorf("got %+v, %v", got, err)
 		}
 	})
 }
 
-func TestUnitOf(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		env  []string
-		ours bool
-		unit string
-	}{
-		{"ours by name", []string{"OCI_MAINPID_FILE=/run/x", "PODMAN_SYSTEMD_UNIT=web.service"}, true, "web.service"},
-		{"ours by descriptor", []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=mainpidfile", "PODMAN_SYSTEMD_UNIT=web.service"}, true, "web.service"},
-		{"ours, hand-written", []string{"OCI_MAINPID_FILE=/run/oci-mainpid/web.service/mainpid"}, true, "web.service"},
-		{"not ours", []string{"PODMAN_SYSTEMD_UNIT=web.service", "LISTEN_FDS=1", "LISTEN_FDNAMES=web"}, false, "web.service"},
-		{"result file alone", []string{"OCI_MAINPID_RESULT=/run/x", "PODMAN_SYSTEMD_UNIT=web.service"}, false, "web.service"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			conmon := startConmon(t, c.env...)
-			u, ours, err := UnitOf(conmon.PID)
-			if err != nil || ours != c.ours || u.String() != c.unit {
-				t.Errorf("got %v, %v, %v", u, ours, err)
+func FuzzCommandLine(f *testing.F) {
+	f.Add([]byte("/usr/bin/conmon\x00--api-version\x001\x00-n\x00web\x00--exit-command\x00podman\x00-n\x00no\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c := parseCommandLine(b)
+		for option, value := range map[string]string{"-n": c.Container.Name, "-c": c.Container.ID, "-u": c.Session, "--conmon-pidfile": c.PIDFile} {
+			if value != "" && !strings.Contains("\x00"+string(b)+"\x00", "\x00"+option+"\x00"+value+"\x00") {
+				t.Errorf("%q: %s is %q", b, option, value)
 			}
-		})
-	}
-	if _, _, err := UnitOf(maxPID + 1); !errors.Is(err, ErrNoProcess) {
-		t.Errorf("no process: %v", err)
-	}
-}
-
-func TestUnitAbove(t *testing.T) {
-	if u, ours := UnitAbove(); ours {
-		t.Errorf("this test is in unit %v", u)
-	}
+		}
+	})
 }

@@ -1,6 +1,10 @@
 package conmonbridge
 
-import "strings"
+import (
+	"strings"
+
+	"oci-mainpid-hook/internal/proc"
+)
 
 // Container is a container by the names that podman has for it.
 type Container struct {
@@ -8,18 +12,14 @@ type Container struct {
 	Name string // "" if unknown
 }
 
-// ContainerOf returns the container of a conmon, by what podman gave conmon(8) on
-// its command line. It is for messages: its user can make it say anything that a
-// container's ID and name may be.
+// ContainerOf returns the container of a conmon, by its command line. It is for
+// messages: see CommandLine.
 func ContainerOf(conmon int) Container {
-	var c Container
-	if id, err := argumentAfter(conmon, "-c"); err == nil && isContainerID(id) {
-		c.ID = id
+	c, _, err := ReadCommandLine(conmon, proc.MaxStrings)
+	if err != nil {
+		return Container{}
 	}
-	if name, err := argumentAfter(conmon, "-n"); err == nil && isContainerName(name) {
-		c.Name = name
-	}
-	return c
+	return c.Container
 }
 
 // ShortID is the ID as podman prints it, "" if unknown.
@@ -42,8 +42,8 @@ func isContainerID(s string) bool {
 	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// isContainerName tells what podman accepts for a name, within a length that
-// leaves room in a line.
+// isContainerName reports whether podman accepts s as a name, and s is short enough
+// for a line.
 func isContainerName(s string) bool {
 	const characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 	return s != "" && len(s) <= 200 && strings.Trim(s, characters) == ""

@@ -24,6 +24,7 @@ func TestContainerOf(t *testing.T) {
 		{"a name with a newline", []string{"-c", id, "-n", "web\nMESSAGE=x"}, Container{ID: id}, "container 0123456789ab"},
 		{"an empty name", []string{"-n", "", "-c", id}, Container{ID: id}, "container 0123456789ab"},
 		{"a name that is long", []string{"-n", strings.Repeat("x", 300)}, Container{}, "unknown container"},
+		{"options of podman's own, for its cleanup", []string{"-c", id, "-n", "web", "--exit-command", "podman", "--exit-command-arg", "-n", "--exit-command-arg", "-c"}, Container{id, "web"}, "container 0123456789ab (web)"},
 		{"nothing behind the option", []string{"-c", id, "-n"}, Container{ID: id}, "container 0123456789ab"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -35,24 +36,5 @@ func TestContainerOf(t *testing.T) {
 	}
 	if got := ContainerOf(4194303); got != (Container{}) {
 		t.Errorf("of nobody: %+v", got)
-	}
-}
-
-func TestUnitAsksToBeVerbose(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		env  []string
-		want bool
-	}{
-		{"asked for", []string{"OCI_MAINPID_FILE=/m", "OCI_MAINPID_VERBOSE=1"}, true},
-		{"not asked for", []string{"OCI_MAINPID_FILE=/m"}, false},
-		{"asked for the contrary", []string{"OCI_MAINPID_FILE=/m", "OCI_MAINPID_VERBOSE=0"}, false},
-		{"empty", []string{"OCI_MAINPID_FILE=/m", "OCI_MAINPID_VERBOSE="}, false},
-		{"asked for by a unit that is not ours", []string{"OCI_MAINPID_VERBOSE=1"}, false},
-	} {
-		conmon := conmontest.Start(t, conmontest.Options{Env: append(c.env, "INVOCATION_ID=aa")})
-		if u, _, err := UnitOf(conmon.PID); err != nil || u.Verbose != c.want || u.InvocationID != "aa" {
-			t.Errorf("%s: %+v, %v", c.name, u, err)
-		}
 	}
 }

@@ -7,53 +7,57 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/proc"
+	"oci-mainpid-hook/internal/regular"
 )
 
-// OpenMainPIDFile opens the unit's mainpid file for writing: by its name where
-// the user may (a file that was prepared for the user), else as the descriptor
-// that PID 1 opened for the unit (OpenFile= in systemd.service(5)) and podman
-// inherited. The latter is copied with pidfd_getfd(2) from whoever still has
-// it: an ancestor of this process, conmon, podman or a child of podman. from is
-// the PID of that process, 0 for the name.
-func (u Unit) OpenMainPIDFile() (f *os.File, from int, err error) {
-	if u.MainPIDFile == "" {
-		f, err := copyDescriptor(u.conmon, u.listen)
+// OpenMainPIDFile opens the unit's mainpid file for writing. It opens the file by
+// its name if the user may: a file that was prepared for the user. Else it copies,
+// with pidfd_getfd(2), the descriptor that PID 1 opened for the unit (OpenFile= in
+// systemd.service(5)), from a process that has inherited it: an ancestor of this
+// process, conmon, podman or a child of podman. from is the PID of that process, 0
+// for the name.
+func (d Destination) OpenMainPIDFile() (f *os.File, from int, err error) {
+	if d.MainPIDFile == "" {
+		f, err := copyDescriptor(d.source, d.listen)
 		if err != nil {
-			return nil, 0, fmt.Errorf("take descriptor %d (%s) from conmon %d: %w", u.listen, DescriptorName, u.conmon, err)
+			return nil, 0, fmt.Errorf("take descriptor %d (%s) from conmon %d: %w", d.listen, handover.DescriptorName, d.source, err)
 		}
-		return f, u.conmon, nil
+		return f, d.source, nil
 	}
-	f, openErr := openRegular(u.MainPIDFile)
+	f, openErr := openRegular(d.MainPIDFile)
 	if openErr == nil {
 		return f, 0, nil
 	}
-	holders := append(ancestors(), u.conmon)
-	if u.podman > 1 {
-		holders = append(holders, u.podman)
-		// A process that podman left to enter its user namespace answers
-		// EPERM; its child inside does not.
-		if below, err := children(u.podman); err == nil {
+	holders := append(proc.Ancestors(), d.source)
+	if d.podman > 1 {
+		holders = append(holders, d.podman)
+		// A podman that has forked to enter its user namespace is outside of it,
+		// so pidfd_getfd(2) fails with EPERM. Its child is inside.
+		if below, err := proc.Children(d.podman); err == nil {
 			holders = append(holders, below...)
 		}
 	}
 	for _, pid := range holders {
-		fd, ok := descriptorOf(pid, u.MainPIDFile)
+		fd, ok := proc.FindDescriptor(pid, d.MainPIDFile)
 		if !ok {
 			continue
 		}
 		if f, err := copyDescriptor(pid, fd); err == nil {
-			if f.Name() == u.MainPIDFile {
+			if f.Name() == d.MainPIDFile {
 				return f, pid, nil
 			}
 			f.Close()
 		}
 	}
-	return nil, 0, fmt.Errorf("open %s: %w, and no descriptor of it in podman or conmon (is it the unit's OpenFile=?)", u.MainPIDFile, openErr)
+	return nil, 0, fmt.Errorf("open %s: %w, and no descriptor of it in podman or conmon (is it the unit's OpenFile=?)", d.MainPIDFile, openErr)
 }
 
-// Stderr returns where errors of this process are read: its standard error or,
-// if that is /dev/null, its parent's. crun gives /dev/null to hooks; its own is
-// podman's, which leads to the journal of the unit.
+// Stderr returns the standard error of this process or, if that is /dev/null, of
+// its parent. crun gives /dev/null to hooks, and has podman's standard error
+// itself, which leads to the unit's journal.
 func Stderr() *os.File {
 	var own, null unix.Stat_t
 	if unix.Fstat(2, &own) != nil || unix.Stat(os.DevNull, &null) != nil || own.Rdev != null.Rdev || own.Mode != null.Mode {
@@ -71,53 +75,18 @@ func Stderr() *os.File {
 	return os.NewFile(uintptr(fd), "standard error of the parent")
 }
 
-// openRegular opens a regular file for writing, follows no link and blocks on
+// openRegular opens a regular file for writing. It follows no link and waits for
 // nothing.
 func openRegular(path string) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkRegular(fd); err != nil {
+	if err := regular.Check(fd); err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), path), nil
-}
-
-var errNotRegular = errors.New("not a regular file")
-
-func checkRegular(fd int) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return errNotRegular
-	}
-	return nil
-}
-
-// descriptorOf returns the number of the descriptor of a process whose link in
-// proc_pid_fd(5) names path.
-func descriptorOf(pid int, path string) (int, bool) {
-	dir := procPath(pid, "fd")
-	d, err := os.Open(dir)
-	if err != nil {
-		return 0, false
-	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return 0, false
-	}
-	for _, name := range names {
-		if link, err := os.Readlink(dir + "/" + name); err == nil && link == path {
-			fd, err := strconv.Atoi(name)
-			return fd, err == nil
-		}
-	}
-	return 0, false
 }
 
 // copyDescriptor copies the descriptor of another process, if it is that of a
@@ -133,7 +102,7 @@ func copyDescriptor(pid, fd int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = checkRegular(own)
+	err = regular.Check(own)
 	if err == nil {
 		var flags int
 		if flags, err = unix.FcntlInt(uintptr(own), unix.F_GETFL, 0); err == nil && flags&unix.O_ACCMODE == unix.O_RDONLY {

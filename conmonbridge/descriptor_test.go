@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/internal/conmontest"
+	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/proc"
 )
 
 // onlyByDescriptor returns a file that can be written through the descriptor
@@ -26,32 +28,35 @@ func onlyByDescriptor(t *testing.T) *os.File {
 }
 
 func TestOpenMainPIDFile(t *testing.T) {
-	write := func(t *testing.T, u Unit, path string) {
+	write := func(t *testing.T, d Destination, path string) {
 		t.Helper()
-		f, _, err := u.OpenMainPIDFile()
+		f, _, err := d.OpenMainPIDFile()
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if err := WriteMainPID(f, 42); err != nil {
+		if err := handover.WriteMainPID(f, 42); err != nil {
 			t.Error(err)
 		}
 		if b, err := os.ReadFile(path); string(b) != "42\n" {
 			t.Errorf("%s holds %q, %v", path, b, err)
 		}
 	}
-	unit := func(t *testing.T, o conmontest.Options) Unit {
+	destination := func(t *testing.T, o conmontest.Options) Destination {
 		t.Helper()
 		c := conmontest.Start(t, o)
-		u, ours, err := UnitOf(c.PID)
+		d, ours, err := DestinationOf(c.PID)
 		if err != nil || !ours {
-			t.Fatalf("unit of conmon: %v, %v", ours, err)
+			t.Fatalf("destination of conmon: %v, %v", ours, err)
 		}
-		return u
+		return d
 	}
 	t.Run("by its name", func(t *testing.T) {
-		mainPID, _ := prepared(t)
-		write(t, unit(t, conmontest.Options{Env: []string{"OCI_MAINPID_FILE=" + mainPID}}), mainPID)
+		mainPID := filepath.Join(t.TempDir(), "mainpid")
+		if err := os.WriteFile(mainPID, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		write(t, destination(t, conmontest.Options{Env: []string{"OCI_MAINPID_FILE=" + mainPID}}), mainPID)
 	})
 	t.Run("by conmon's descriptor, by LISTEN_FDNAMES", func(t *testing.T) {
 		f := onlyByDescriptor(t)
@@ -60,7 +65,7 @@ func TestOpenMainPIDFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer other.Close()
-		write(t, unit(t, conmontest.Options{
+		write(t, destination(t, conmontest.Options{
 			Env:   []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=web:mainpidfile"},
 			Files: []*os.File{other, f},
 		}), f.Name())
@@ -72,18 +77,18 @@ func TestOpenMainPIDFile(t *testing.T) {
 		}
 		defer r.Close()
 		defer w.Close()
-		u := unit(t, conmontest.Options{
+		d := destination(t, conmontest.Options{
 			Env:   []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=mainpidfile"},
 			Files: []*os.File{w},
 		})
-		if _, _, err := u.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		if _, _, err := d.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("neither name nor descriptor", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "mainpid")
-		u := unit(t, conmontest.Options{Env: []string{"OCI_MAINPID_FILE=" + path}})
-		if _, _, err := u.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "OpenFile=") {
+		d := destination(t, conmontest.Options{Env: []string{"OCI_MAINPID_FILE=" + path}})
+		if _, _, err := d.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "OpenFile=") {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -97,17 +102,17 @@ func TestOpenMainPIDFile(t *testing.T) {
 			if err := put(path); err != nil {
 				t.Fatal(err)
 			}
-			u := unit(t, conmontest.Options{Env: []string{"OCI_MAINPID_FILE=" + path}})
-			if _, _, err := u.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), path) {
+			d := destination(t, conmontest.Options{Env: []string{"OCI_MAINPID_FILE=" + path}})
+			if _, _, err := d.OpenMainPIDFile(); err == nil || !strings.Contains(err.Error(), path) {
 				t.Errorf("got %v", err)
 			}
 		})
 	}
 }
 
-// TestDescriptorOf takes the descriptor from another process by what its link
+// TestCopyDescriptor takes the descriptor from another process by what its link
 // names, as the hook does where the name is root's.
-func TestDescriptorOf(t *testing.T) {
+func TestCopyDescriptor(t *testing.T) {
 	f := onlyByDescriptor(t)
 	readOnly, err := os.Open(f.Name())
 	if err != nil {
@@ -115,7 +120,7 @@ func TestDescriptorOf(t *testing.T) {
 	}
 	defer readOnly.Close()
 	holder := conmontest.Start(t, conmontest.Options{Files: []*os.File{f}})
-	fd, ok := descriptorOf(holder.PID, f.Name())
+	fd, ok := proc.FindDescriptor(holder.PID, f.Name())
 	if !ok || fd != 3 {
 		t.Fatalf("got %d, %v", fd, ok)
 	}
@@ -126,12 +131,6 @@ func TestDescriptorOf(t *testing.T) {
 	defer own.Close()
 	if own.Name() != f.Name() {
 		t.Errorf("name %s, want %s", own.Name(), f.Name())
-	}
-	if _, ok := descriptorOf(holder.PID, f.Name()+"2"); ok {
-		t.Error("found what is not there")
-	}
-	if _, ok := descriptorOf(maxPID+1, f.Name()); ok {
-		t.Error("found it in no process")
 	}
 	reader := conmontest.Start(t, conmontest.Options{Files: []*os.File{readOnly}})
 	if _, err := copyDescriptor(reader.PID, 3); err == nil || !strings.Contains(err.Error(), "not open for writing") {

@@ -8,12 +8,14 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/proc"
 )
 
-// Hold keeps the PID from being given to another process until the claim is
-// closed, even when the process ends: for a systemd that goes by the PID alone.
-// Nobody can reap a process before its tracer has (ptrace(2)). The process runs
-// on, but a signal to it waits as long.
+// Hold keeps the PID from being reused until the claim is closed, also when the
+// process ends: systemd before 257, and Linux before 6.9, go by the PID alone. Hold
+// makes this process the tracer, and nobody can reap a process before its tracer
+// has (ptrace(2)). The process runs on, but signals to it wait until Close.
 func (c *Claim) Hold() error {
 	seized := make(chan error)
 	release, released := make(chan struct{}), make(chan struct{})
@@ -32,20 +34,20 @@ func (c *Claim) Hold() error {
 		close(release)
 		<-released
 	}
-	// If the PID was another's before, it is now.
+	// The PID may have been reused before seize. A live pidfd shows that it was not.
 	return c.Alive()
 }
 
-// onThread calls f on a thread that ends with it: a tracer is a thread, and what
-// it traces is free when it ends.
+// onThread calls f on a thread that ends when f returns. The tracer of a process is
+// a thread, and the process is free when that thread ends.
 func onThread(f func()) {
 	runtime.LockOSThread()
 	if unix.Gettid() != unix.Getpid() {
 		f()
 		return
 	}
-	// The first thread never ends. While this goroutine has it, another one
-	// cannot.
+	// This is the first thread, which never ends. While this goroutine is locked to
+	// it, the next one gets another.
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -62,13 +64,13 @@ func seize(pid int) error {
 	case 0:
 		return nil
 	case unix.EPERM:
-		// Where nobody may trace, not even root, the user cannot either.
+		// Nobody may trace, not even root (Yama's ptrace_scope 3): go on without.
 		if scope, err := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope"); err == nil && string(bytes.TrimSpace(scope)) == "3" {
 			return nil
 		}
 		return errors.New("is traced by another process, or the kernel's policy forbids tracing")
 	case unix.ESRCH:
-		return ErrNoProcess
+		return proc.ErrNoProcess
 	}
 	return fmt.Errorf("PTRACE_SEIZE: %w", errno)
 }

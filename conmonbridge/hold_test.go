@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/proc"
 )
 
 func TestHold(t *testing.T) {
@@ -32,7 +34,7 @@ func TestHold(t *testing.T) {
 		return pid, claim
 	}
 	state := func(pid int) byte {
-		p, err := ReadProcess(pid)
+		p, err := proc.Read(pid)
 		if err != nil {
 			return 0
 		}
@@ -107,7 +109,7 @@ func TestHold(t *testing.T) {
 		defer claim.Close()
 		unix.Kill(pid, unix.SIGKILL)
 		await(t, "it has gone", func() bool { return state(pid) == 0 })
-		if err := claim.Hold(); !errors.Is(err, ErrNoProcess) {
+		if err := claim.Hold(); !errors.Is(err, proc.ErrNoProcess) {
 			t.Errorf("%v", err)
 		}
 	})

@@ -1,7 +1,6 @@
 package conmonbridge
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/proc"
 )
 
 // Requirement is how much has to be true of a process that claims to be a
@@ -16,30 +17,16 @@ import (
 type Requirement string
 
 const (
-	// RequireUser asks that it runs as the unit's user, and nothing else: for
-	// programs that are not podman.
+	// RequireUser asks only that the process runs as the unit's user. It is for
+	// programs other than podman.
 	RequireUser Requirement = "user"
-	// RequireConmon also asks that it is conmon, of this start of this unit,
-	// with a container.
+	// RequireConmon also asks that the process is a conmon that this start of this
+	// unit started, and has a container.
 	RequireConmon Requirement = "conmon"
 	// RequireKube also asks that the container is the service container of
 	// podman-kube-play(1).
 	RequireKube Requirement = "kube"
 )
-
-// Executables is where podman looks for conmon (conmon_path in
-// containers.conf(5)), and thus what conmon is here: the same file as one of
-// these, which must belong to root and be writable by nobody else.
-var Executables = []string{
-	"/usr/libexec/podman/conmon",
-	"/usr/local/libexec/podman/conmon",
-	"/usr/local/lib/podman/conmon",
-	"/usr/bin/conmon",
-	"/usr/sbin/conmon",
-	"/usr/local/bin/conmon",
-	"/usr/local/sbin/conmon",
-	"/run/current-system/sw/bin/conmon",
-}
 
 // Expected is what a claim is verified against.
 type Expected struct {
@@ -50,8 +37,8 @@ type Expected struct {
 	Executables  []string // what conmon is
 }
 
-// Claim is a PID that somebody claims to be a unit's main process. It refers
-// to one and the same process for ever, whatever becomes of the PID.
+// Claim is a process that somebody claims to be a unit's main process. Its pidfd
+// refers to that process also when the process has ended and its PID is reused.
 type Claim struct {
 	PID     int
 	pidfd   int
@@ -65,7 +52,7 @@ func NewClaim(pid int) (*Claim, error) {
 	case nil:
 		return &Claim{PID: pid, pidfd: fd}, nil
 	case unix.ESRCH:
-		return nil, fmt.Errorf("process %d: %w", pid, ErrNoProcess)
+		return nil, fmt.Errorf("process %d: %w", pid, proc.ErrNoProcess)
 	case unix.EINVAL, unix.ENOENT:
 		return nil, fmt.Errorf("process %d: is a thread, not a process", pid)
 	default:
@@ -84,7 +71,7 @@ func (c *Claim) Close() {
 	unix.Close(c.pidfd)
 }
 
-// Alive returns nil while the process has not ended. A zombie has.
+// Alive returns nil until the process ends. A zombie has ended.
 func (c *Claim) Alive() error {
 	poll := []unix.PollFd{{Fd: int32(c.pidfd), Events: unix.POLLIN}}
 	n, err := unix.Poll(poll, 0)
@@ -100,11 +87,11 @@ func (c *Claim) Alive() error {
 	return nil
 }
 
-// Verify returns nil if the process is what is expected; else the error names
-// the process and the first thing about it that is not.
+// Verify returns nil if the process is what is expected. The error names the
+// process and the first check that failed.
 //
-// What it reads in /proc under the PID is that process' own, because it still
-// lives when all has been read.
+// Verify reads /proc under the PID. The process is still alive after the last
+// read, so the PID was its own at every read.
 func (c *Claim) Verify(want Expected) error {
 	err := c.verify(want)
 	if alive := c.Alive(); alive != nil {
@@ -132,74 +119,61 @@ func (c *Claim) verify(want Expected) error {
 			return err
 		}
 	}
-	// Again, because they may have changed meanwhile.
+	// Again, because the UIDs may have changed since the first check.
 	return c.verifyUser(want)
 }
 
-// verifyUser: all of its UIDs are the user's, and the PID is the one that the
-// process has in this PID namespace.
+// verifyUser checks that all UIDs of the process are the user's, and that the
+// process is in this PID namespace, so that its PID is the claimed one.
 func (c *Claim) verifyUser(want Expected) error {
-	b, err := readProc(c.PID, "status", 1<<20)
+	status, err := proc.ReadStatus(c.PID)
 	if err != nil {
 		return err
 	}
-	uids := statusField(b, "Uid")
-	if len(uids) != 4 {
-		return errors.New("no UIDs in /proc/PID/status")
-	}
-	for _, uid := range uids {
+	for _, uid := range status.UIDs {
 		if uid != strconv.Itoa(want.UID) {
 			return fmt.Errorf("runs as UID %s, not as the unit's user %d", uid, want.UID)
 		}
 	}
-	if pids := statusField(b, "NSpid"); len(pids) > 1 {
+	if status.Contained() {
 		return errors.New("is in another PID namespace")
 	}
 	return nil
 }
 
-// statusField returns the values of a field of proc_pid_status(5).
-func statusField(status []byte, name string) []string {
-	for _, line := range bytes.Split(status, []byte("\n")) {
-		if values, ok := bytes.CutPrefix(line, []byte(name+":")); ok {
-			return strings.Fields(string(values))
-		}
-	}
-	return nil
+func (c *Claim) verifyExecutable(want Expected) error {
+	return VerifyExecutable(c.PID, want.Executables)
 }
 
-// verifyExecutable: the file that it executes is conmon.
-func (c *Claim) verifyExecutable(want Expected) error {
-	// What the kernel knows: a file system of the user's (FUSE) is not asked, it
-	// might never answer.
-	var exe unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, procPath(c.PID, "exe"), unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &exe); err != nil {
-		return fmt.Errorf("statx %s: %w", procPath(c.PID, "exe"), err)
+// VerifyExecutable returns nil if the process executes one of the executables.
+func VerifyExecutable(pid int, executables []string) error {
+	exe, err := proc.Executable(pid)
+	if err != nil {
+		return err
 	}
-	for _, path := range want.Executables {
-		var conmon unix.Statx_t
-		err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_INO|unix.STATX_UID|unix.STATX_MODE, &conmon)
-		if err != nil || conmon.Dev_major != exe.Dev_major || conmon.Dev_minor != exe.Dev_minor || conmon.Ino != exe.Ino {
+	for _, path := range executables {
+		conmon, err := proc.Identify(path)
+		if err != nil || !conmon.Same(exe) {
 			continue
 		}
-		if conmon.Uid != 0 || conmon.Mode&0o022 != 0 {
+		if conmon.UID != 0 || conmon.Mode&0o022 != 0 {
 			return fmt.Errorf("executes %s, which others than root may write", path)
 		}
 		return nil
 	}
-	return fmt.Errorf("does not execute conmon (%s)", strings.Join(want.Executables, ", "))
+	return fmt.Errorf("does not execute conmon (%s)", strings.Join(executables, ", "))
 }
 
-// verifyInvocation: it was started by this start of this unit.
+// verifyInvocation checks that this start of this unit started the process.
 func (c *Claim) verifyInvocation(want Expected) error {
 	if want.InvocationID == "" {
 		return errors.New("no invocation ID to compare with")
 	}
-	env, err := readEnvironment(c.PID)
+	env, err := proc.Environ(c.PID, proc.MaxStrings)
 	if err != nil {
 		return err
 	}
-	id := env.get("INVOCATION_ID")
+	id := env.Get("INVOCATION_ID")
 	if id == "" {
 		return c.verifyCgroup(want)
 	}
@@ -210,14 +184,14 @@ func (c *Claim) verifyInvocation(want Expected) error {
 }
 
 // verifyCgroup is verifyInvocation for podman before 4.8, which keeps its
-// environment from conmon: both are in one control group, the unit's or one that
-// podman has made.
+// environment from conmon. It checks that conmon is in the unit's control group, or
+// in the one that this start's podman is in.
 func (c *Claim) verifyCgroup(want Expected) error {
-	own, err := readCgroup(os.Getpid())
+	own, err := proc.Cgroup(os.Getpid())
 	if err != nil {
 		return err
 	}
-	theirs, err := readCgroup(c.PID)
+	theirs, err := proc.Cgroup(c.PID)
 	if err != nil {
 		return err
 	}
@@ -225,14 +199,14 @@ func (c *Claim) verifyCgroup(want Expected) error {
 		return nil
 	}
 	if theirs != "" && theirs != "/" && want.Podman > 0 {
-		// A podman that had to enter its user namespace left a child to do so.
-		below, _ := children(want.Podman)
+		// A podman that has to enter its user namespace does so in a child.
+		below, _ := proc.Children(want.Podman)
 		for _, podman := range append(below, want.Podman) {
-			cgroup, err := readCgroup(podman)
+			cgroup, err := proc.Cgroup(podman)
 			if err != nil || cgroup != theirs {
 				continue
 			}
-			if env, err := readEnvironment(podman); err == nil && env.get("INVOCATION_ID") == want.InvocationID {
+			if env, err := proc.Environ(podman, proc.MaxStrings); err == nil && env.Get("INVOCATION_ID") == want.InvocationID {
 				return nil
 			}
 		}
@@ -240,26 +214,26 @@ func (c *Claim) verifyCgroup(want Expected) error {
 	return fmt.Errorf("belongs to another start or another unit (no INVOCATION_ID, and podman is not in its control group %.200q)", theirs)
 }
 
-// sameUnit tells whether a control group is that of the service which a control
-// process (ExecStartPost=) with the control group own belongs to, or below it.
+// sameUnit reports whether theirs is the control group of a service, or below it. own
+// is the control group of a control process (ExecStartPost=) of that service.
 func sameUnit(own, theirs string) bool {
-	// Delegate= puts control processes into a group of their own.
+	// With Delegate=, systemd puts control processes into UNIT/.control.
 	unit := strings.TrimSuffix(own, "/.control")
 	return strings.HasSuffix(unit, ".service") && strings.HasPrefix(theirs+"/", unit+"/")
 }
 
-// verifyContainer: it has a child that lives.
+// verifyContainer checks that the process has a child that lives.
 func (c *Claim) verifyContainer(Expected) error {
-	// While runc creates the container, its end gives the container to conmon:
-	// a list that was read just then may hold only runc's zombie, the next one
-	// cannot.
+	// conmon becomes the parent of the container when runc, which has created it,
+	// ends. A list that is read at that moment may hold only runc's zombie. The next
+	// list has the container.
 	for range 2 {
-		pids, err := children(c.PID)
+		pids, err := proc.Children(c.PID)
 		if err != nil {
 			return err
 		}
 		for _, pid := range pids {
-			if child, err := ReadProcess(pid); err == nil && child.State != 'Z' && child.PPID == c.PID {
+			if child, err := proc.Read(pid); err == nil && !child.Ended() && child.PPID == c.PID {
 				return nil
 			}
 		}
@@ -267,18 +241,18 @@ func (c *Claim) verifyContainer(Expected) error {
 	return errors.New("has no container (no child that lives)")
 }
 
-// isServiceContainer tells the name that podman-kube-play(1) gives the
-// container that stands for all of its pods: 12 hexadecimal digits, "-service".
+// isServiceContainer reports whether podman-kube-play(1) gives that name to the
+// container that stands for all of its pods: 12 hexadecimal digits and "-service".
 func isServiceContainer(name string) bool {
 	digits, ok := strings.CutSuffix(name, "-service")
 	return ok && len(digits) == 12 && strings.Trim(digits, "0123456789abcdef") == ""
 }
 
-// verifyServiceContainer: its container is the service container, by the name
-// that podman gave conmon(8).
+// verifyServiceContainer checks that the process is the conmon of the service
+// container, by the name on its command line.
 func (c *Claim) verifyServiceContainer(Expected) error {
-	name, err := argumentAfter(c.PID, "-n")
-	switch {
+	line, _, err := ReadCommandLine(c.PID, proc.MaxStrings)
+	switch name := line.Container.Name; {
 	case err != nil:
 		return err
 	case name == "":

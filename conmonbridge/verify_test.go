@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/internal/conmontest"
+	"oci-mainpid-hook/internal/proc"
 )
 
 const invocation = "0123456789abcdef0123456789abcdef"
@@ -128,7 +129,7 @@ func assertError(t *testing.T, err error, want string) {
 }
 
 func TestNewClaim(t *testing.T) {
-	if _, err := NewClaim(maxPID - 1); !errors.Is(err, ErrNoProcess) {
+	if _, err := NewClaim(proc.MaxPID - 1); !errors.Is(err, proc.ErrNoProcess) {
 		t.Errorf("no process: %v", err)
 	}
 	t.Run("a thread", func(t *testing.T) {

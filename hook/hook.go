@@ -1,12 +1,13 @@
 // Package hook is an OCI poststart hook that tells a systemd unit which
 // process is the conmon of its container.
 //
-// It runs for every container on the machine. For one that no unit of ours
-// started it touches nothing, says nothing and succeeds: runtimes kill the
+// It runs for every container on the machine. For a container that no unit of ours
+// started, the hook changes nothing, says nothing and succeeds: a runtime kills the
 // container of a hook that fails.
 package hook
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,16 +18,18 @@ import (
 	"time"
 
 	"oci-mainpid-hook/conmonbridge"
+	"oci-mainpid-hook/internal/confine"
+	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/message"
 )
 
 const (
-	// maxState bounds the container's state, in bytes; most of it are
-	// annotations.
+	// maxState is how much of the container's state the hook keeps, in bytes. Most
+	// of it are annotations.
 	maxState = 4 << 20
 
-	// ResultTimeout is how long the hook holds podman where the unit asks for
-	// it: from the PID's arrival, notify-mainpid answers within milliseconds.
+	// ResultTimeout is how long the hook holds podman if the unit asks for that.
+	// notify-mainpid answers within milliseconds after the PID has come.
 	ResultTimeout = 30 * time.Second
 )
 
@@ -35,32 +38,37 @@ const (
 // error, 1.
 func Main() int {
 	log := message.Log{Program: message.Hook}
-	err := conmonbridge.Bound()
+	err := confine.Bound()
 	if err == nil {
 		err = Run(os.Stdin, &log)
 	}
 	if err != nil {
 		log.Stderr = conmonbridge.Stderr()
-		// What notify-mainpid answered is in the unit's log already; but runc,
-		// which reads standard error itself, tells podman.
-		if !errors.Is(err, conmonbridge.ErrAnswer) || !log.ToJournal() {
+		// notify-mainpid has logged its answer itself. But runc reads the hook's
+		// standard error, and tells podman what it reads there.
+		if !errors.Is(err, handover.ErrAnswer) || !log.ToJournal() {
 			log.Say(message.HookFailed, err.Error(), err)
 		}
 	}
-	log.Flush() // nothing, if nothing was said
+	log.Flush()
 	if err != nil {
 		return 1
 	}
 	return 0
 }
 
-// Run does what the hook does for the container whose state is read from
-// stdin ("State" in the OCI runtime specification, runtime.md). It returns nil
+// Run reads a container's state from stdin ("State" in the OCI runtime
+// specification, runtime.md) and delivers the PID of its conmon. It returns nil
 // where there is nothing to do: for a container that does not run or is not
-// of a unit of ours, and for all but the first container of one. log learns
-// whose container it is; the error is not in it.
+// of a unit of ours, and for all but the first container of one. Run tells log
+// whose container it is. The caller logs the error.
 func Run(stdin io.Reader, log *message.Log) error {
 	state, err := readState(stdin)
+	if errors.Is(err, errNoPID) {
+		if _, ours := conmonbridge.DestinationAbove(); !ours {
+			return nil // nothing says that a unit waits for it
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("container state on standard input: %w", err)
 	}
@@ -75,44 +83,44 @@ func Run(stdin io.Reader, log *message.Log) error {
 	if errors.Is(err, conmonbridge.ErrNoConmon) {
 		return nil // another engine's
 	}
-	var unit conmonbridge.Unit
+	var destination conmonbridge.Destination
 	var ours bool
 	if err == nil {
-		unit, ours, err = conmonbridge.UnitOfConmon(conmon.PID)
+		destination, ours, err = conmonbridge.DestinationOfConmon(conmon.PID)
 	}
 	if err != nil {
 		// A container may end before its hook runs. That is an error only if
 		// a unit waits for it.
-		if unit, ours = conmonbridge.UnitAbove(); ours {
-			about(log, unit, state)
-			return fmt.Errorf("%v: container %.64q: %w", unit, state.ID, err)
+		if destination, ours = conmonbridge.DestinationAbove(); ours {
+			about(log, destination, state)
+			return fmt.Errorf("%v: container %.64q: %w", destination, state.ID, err)
 		}
 		return nil
 	}
 	if !ours {
 		return nil
 	}
-	about(log, unit, state)
+	about(log, destination, state)
 	log.Add(message.ConmonPID, strconv.Itoa(conmon.PID))
 	log.Step("container %.12s is %s, process %d; its conmon is process %d", state.ID, state.Status, state.Pid, conmon.PID)
-	if err := deliver(unit, conmon.PID, log); err != nil {
+	if err := deliver(destination, conmon.PID, log); err != nil {
 		log.Add(message.ContainerName, conmonbridge.ContainerOf(conmon.PID).Name)
-		return fmt.Errorf("%v: %w", unit, err)
+		return fmt.Errorf("%v: %w", destination, err)
 	}
 	return nil
 }
 
-// about has log say what it says about the unit and its container.
-func about(log *message.Log, unit conmonbridge.Unit, state containerState) {
-	log.Unit, log.Verbose = unit.String(), unit.Verbose
-	log.Add(message.InvocationID, unit.InvocationID)
+// about tells log which unit and which container its messages are about.
+func about(log *message.Log, d conmonbridge.Destination, state containerState) {
+	log.Unit, log.Verbose = d.String(), d.Verbose
+	log.Add(message.InvocationID, d.InvocationID)
 	log.Add(message.ContainerID, state.ID[:min(len(state.ID), 12)])
 }
 
-// deliver gives conmon's PID to the unit and, if the unit asks for that, waits
-// until systemd has taken it.
-func deliver(unit conmonbridge.Unit, conmon int, log *message.Log) error {
-	f, from, err := unit.OpenMainPIDFile()
+// deliver writes conmon's PID to its destination and, if the unit asks for that,
+// waits until systemd has taken it.
+func deliver(d conmonbridge.Destination, conmon int, log *message.Log) error {
+	f, from, err := d.OpenMainPIDFile()
 	if err != nil {
 		return err
 	}
@@ -122,19 +130,19 @@ func deliver(unit conmonbridge.Unit, conmon int, log *message.Log) error {
 	} else {
 		log.Step("took %s from process %d, which has it open", f.Name(), from)
 	}
-	switch err := conmonbridge.WriteMainPID(f, conmon); {
-	case errors.Is(err, conmonbridge.ErrTaken):
+	switch err := handover.WriteMainPID(f, conmon); {
+	case errors.Is(err, handover.ErrTaken):
 		log.Step("%v, nothing to do", err)
 		return nil
 	case err != nil:
 		return err
 	}
 	log.Step("wrote %d", conmon)
-	if unit.ResultFile == "" {
+	if d.ResultFile == "" {
 		return nil
 	}
 	start := time.Now()
-	err = conmonbridge.WaitResult(unit.ResultFile, ResultTimeout)
+	err = handover.WaitResult(d.ResultFile, ResultTimeout)
 	log.Step("held podman for %v, until notify-mainpid answered", time.Since(start).Round(time.Microsecond))
 	return err
 }
@@ -147,16 +155,15 @@ type containerState struct {
 	Pid    int    `json:"pid"`
 }
 
-// readState reads one JSON object and nothing behind it.
-func readState(r io.Reader) (containerState, error) {
-	var state containerState
+// readState reads one JSON object and nothing behind it. Of an object that is
+// larger than maxState it reads all, for the runtime would fail to write the rest,
+// and takes what stands before the annotations.
+func readState(r io.Reader) (state containerState, err error) {
 	b := make([]byte, 0, 8192)
-	for {
+	for len(b) <= maxState {
 		n, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 		switch {
-		case len(b) > maxState:
-			return state, fmt.Errorf("is larger than %d bytes", maxState)
 		case err == io.EOF && len(b) == 0:
 			return state, errors.New("is empty")
 		case err == io.EOF:
@@ -166,4 +173,39 @@ func readState(r io.Reader) (containerState, error) {
 		}
 		b = slices.Grow(b, 1)
 	}
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return state, err
+	}
+	return parseBeginning(b)
+}
+
+// errNoPID says that a state is so large that its beginning has no PID.
+var errNoPID = fmt.Errorf("its first %d bytes have no id, status and pid", maxState)
+
+// parseBeginning takes the container's ID, status and PID from the beginning of a
+// state that goes on. The error is errNoPID if they are not in it.
+func parseBeginning(b []byte) (state containerState, err error) {
+	decoder := json.NewDecoder(bytes.NewReader(b))
+	if _, err := decoder.Token(); err != nil {
+		return state, err
+	}
+	for state.ID == "" || state.Status == "" || state.Pid == 0 {
+		name, err := decoder.Token()
+		if err != nil {
+			return state, errNoPID
+		}
+		var value any = new(json.RawMessage)
+		switch name {
+		case "id":
+			value = &state.ID
+		case "status":
+			value = &state.Status
+		case "pid":
+			value = &state.Pid
+		}
+		if err := decoder.Decode(value); err != nil {
+			return state, errNoPID
+		}
+	}
+	return state, nil
 }

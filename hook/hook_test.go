@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -42,7 +43,6 @@ func TestMalformedState(t *testing.T) {
 		{"binary", "\x00\xff\xfe", "invalid character"},
 		{"another JSON value", "[1]", "cannot unmarshal array"},
 		{"more behind it", good + good, "after top-level value"},
-		{"huge", `{"id":"` + strings.Repeat("x", maxState) + `"}`, "is larger than"},
 		{"pid that is text", `{"id":"x","status":"running","pid":"5"}`, "cannot unmarshal string"},
 		{"pid larger than any number", `{"id":"x","status":"running","pid":99999999999999999999}`, "cannot unmarshal number"},
 		{"no pid", `{"id":"x","status":"running"}`, `container "x" is running with pid 0`},
@@ -173,6 +173,72 @@ func TestDeliverFails(t *testing.T) {
 	if err == nil || !strings.HasPrefix(err.Error(), "web.service: open "+file) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// large is a state as crun writes it, with so many annotations that the hook does
+// not keep all of it.
+func large(pid int, status specs.ContainerState) string {
+	return fmt.Sprintf(`{"ociVersion":"1.0","id":"97b9f30d24ab","pid":%d,"root":"/x","bundle":"/x","status":%q,"annotations":{"a":"%s"}}`,
+		pid, status, strings.Repeat("x", 2*maxState))
+}
+
+func TestLargeState(t *testing.T) {
+	stranger := conmontest.Start(t, conmontest.Options{})
+	annotationsFirst := `{"annotations":{"a":"` + strings.Repeat("x", 2*maxState) + `"},"id":"x","status":"running","pid":5}`
+	for name, in := range map[string]string{
+		"a stranger's": large(stranger.Container, "running"),
+		"a stranger's, with the annotations first":   annotationsFirst,
+		"a stranger's, an ID that is too large":      `{"id":"` + strings.Repeat("x", 2*maxState) + `"}`,
+		"a stranger's, annotations without an end":   large(stranger.Container, "running")[:maxState*3/2],
+		"a container that is stopped":                large(stranger.Container, "stopped"),
+		"a container whose process has gone already": large(4194303, "running"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			stdin := strings.NewReader(in)
+			if err := Run(stdin, new(message.Log)); err != nil {
+				t.Error(err)
+			}
+			// The runtime must not fail to write the rest.
+			if stdin.Len() > 0 {
+				t.Errorf("%d bytes are not read", stdin.Len())
+			}
+		})
+	}
+	t.Run("ours", func(t *testing.T) {
+		file, conmon := unit(t, nil)
+		if err := Run(strings.NewReader(large(conmon.Container, "running")), new(message.Log)); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(file); string(b) != fmt.Sprintf("%d\n", conmon.PID) || err != nil {
+			t.Errorf("the file holds %q, %v; want %d", b, err, conmon.PID)
+		}
+	})
+}
+
+// TestLargeStateOfOurs runs the hook below a process that has a destination, as
+// crun has below podman, with a state from which the hook learns nothing.
+func TestLargeStateOfOurs(t *testing.T) {
+	if os.Getenv("HOOK_BELOW_PODMAN") != "" {
+		err := Run(strings.NewReader(`{"id":"`+strings.Repeat("x", 2*maxState)+`"}`), new(message.Log))
+		fmt.Println("hook:", err)
+		return
+	}
+	podman := exec.Command("sh", "-c", `"$0" -test.run='^TestLargeStateOfOurs$'; true`, os.Args[0])
+	podman.Env = append(os.Environ(), "HOOK_BELOW_PODMAN=1", "OCI_MAINPID_FILE=/run/oci-mainpid/web.service/mainpid")
+	out, err := podman.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "hook: container state on standard input: its first 4194304 bytes have no id, status and pid") {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
+func FuzzParseBeginning(f *testing.F) {
+	f.Add([]byte(state(5, "running")))
+	f.Add([]byte(`{"annotations":{"pid":7},"id":"x","pid":5,"status":"running"`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if s, err := parseBeginning(b); err == nil && (s.ID == "" || s.Status == "" || s.Pid == 0) {
+			t.Errorf("%q: %+v", b, s)
+		}
+	})
 }
 
 func FuzzReadState(f *testing.F) {

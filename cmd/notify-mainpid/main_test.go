@@ -16,6 +16,7 @@ import (
 
 	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/conmontest"
+	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/sdnotify"
 
@@ -81,6 +82,7 @@ func assertFailure(t *testing.T, err error, status int, want string) {
 type manager struct {
 	conn     *net.UnixConn
 	messages chan sdnotify.Message
+	tracers  []string // of the main PID, while the manager has the message
 }
 
 func newManager(t *testing.T) *manager {
@@ -92,7 +94,7 @@ func newManager(t *testing.T) *manager {
 	}
 	t.Cleanup(func() { conn.Close() })
 	t.Setenv("NOTIFY_SOCKET", path)
-	m := &manager{conn, make(chan sdnotify.Message, 10)}
+	m := &manager{conn: conn, messages: make(chan sdnotify.Message, 10)}
 	go func() {
 		for {
 			b, oob := make([]byte, 4096), make([]byte, 4096)
@@ -111,6 +113,14 @@ func newManager(t *testing.T) *manager {
 			message, err := sdnotify.Parse(b[:n])
 			if err != nil {
 				message = sdnotify.Message{{Name: "malformed", Value: err.Error()}}
+			}
+			for _, a := range message {
+				if a.Name == "MAINPID" {
+					status, _ := os.ReadFile("/proc/" + a.Value + "/status")
+					_, tracer, _ := strings.Cut(string(status), "TracerPid:\t")
+					tracer, _, _ = strings.Cut(tracer, "\n")
+					m.tracers = append(m.tracers, tracer)
+				}
 			}
 			m.messages <- message
 		}
@@ -235,6 +245,29 @@ func TestNothingIsSent(t *testing.T) {
 	}
 }
 
+// TestHolds: the PID cannot be reused while systemd has the message, whatever a
+// user's EnvironmentFile= says that systemd knows.
+func TestHolds(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not root, who may trace")
+	}
+	for name, value := range map[string]string{"an environment as systemd sets it": "", "a forged MAINPIDFDID": "1"} {
+		t.Run(name, func(t *testing.T) {
+			c := prepared(t)
+			m := newManager(t)
+			t.Setenv("MAINPIDFDID", value)
+			claimAnything(t, &c)
+			if err := run(c); err != nil {
+				t.Fatal(err)
+			}
+			m.got()
+			if len(m.tracers) != 1 || m.tracers[0] == "0" || m.tracers[0] == "" {
+				t.Errorf("the process was traced by %q", m.tracers)
+			}
+		})
+	}
+}
+
 // claimAnything claims a process of the user's that is no conmon, which is what
 // is required then.
 func claimAnything(t *testing.T, c *config) {
@@ -307,7 +340,7 @@ func TestKind(t *testing.T) {
 	}{
 		{"a refused process", fmt.Errorf("%w: process 5: has no container", errRefused), message.Refused, exitRefused},
 		{"a refused process, and no room for the answer", errors.Join(fmt.Errorf("%w: process 5", errRefused), unix.ENOSPC), message.Refused, exitRefused},
-		{"no PID", failure{exitNoPID, conmonbridge.ErrNoMainPID}, message.NoMainPID, exitNoPID},
+		{"no PID", failure{exitNoPID, handover.ErrNoMainPID}, message.NoMainPID, exitNoPID},
 		{"systemd is not there", failure{exitManager, sdnotify.ErrNoSocket}, message.NotTold, exitManager},
 		{"a wrong command line", failure{exitUsage, errors.New("--user is missing")}, message.HelperFailed, exitUsage},
 		{"a file", unix.EACCES, message.HelperFailed, exitRefused},

@@ -28,7 +28,7 @@ func TestPage(t *testing.T) {
 	section, _, _ = strings.Cut(section, "\n# ")
 	page := find(section, `(?m)^\*\*(--[a-z-]+)\*\*`)
 	// A flag set does not tell its flags without being parsed: the source does.
-	program := find(read("main.go"), `set\.\w+\((?:&c\.[\w.]+, )?"([a-z-]+)"`)
+	program := find(read("flags.go"), `set\.\w+\((?:&c\.[\w.]+, )?"([a-z-]+)"`)
 	for i, name := range program {
 		program[i] = "--" + name
 	}

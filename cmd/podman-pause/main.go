@@ -17,6 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"oci-mainpid-hook/internal/proc"
+	"oci-mainpid-hook/internal/regular"
 	"oci-mainpid-hook/sdnotify"
 )
 
@@ -39,8 +41,8 @@ func main() {
 	os.Exit(1)
 }
 
-// leastLife keeps this from making one pause process after another where each
-// ends at once.
+// leastLife bounds how often podman-pause makes a pause process: once in this time,
+// also if each ends at once.
 const leastLife = time.Second
 
 // run makes the pause process whenever there is none, until it cannot.
@@ -104,7 +106,7 @@ const podmanDir = "libpod/tmp"
 // there is none.
 func openPause(dir string) (pidfd int, err error) {
 	path := filepath.Join(dir, podmanDir, "pause.pid")
-	text, err := os.ReadFile(path)
+	text, err := regular.Read(path, 4096)
 	if errors.Is(err, fs.ErrNotExist) {
 		return -1, nil
 	}
@@ -113,18 +115,18 @@ func openPause(dir string) (pidfd int, err error) {
 	}
 	pid, err := strconv.Atoi(string(bytes.TrimSpace(text)))
 	if err != nil || pid <= 0 {
-		return -1, nil // podman makes it anew, too
+		return -1, nil // podman replaces such a file, too
 	}
 	pidfd, err = unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return -1, nil
 	}
-	// Another process that has the PID now is, most likely, in the same user
-	// namespace as this one, which is none that podman could use.
-	its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/user", pid))
+	// Another process may have the PID now. Most likely it is in the same user
+	// namespace as this one, which podman could not use.
+	its, err := proc.UserNamespace(pid)
 	if err == nil {
 		var own string
-		if own, err = os.Readlink("/proc/self/ns/user"); err == nil && its != own {
+		if own, err = proc.UserNamespace(os.Getpid()); err == nil && its != own {
 			return pidfd, nil
 		}
 	}
@@ -132,8 +134,8 @@ func openPause(dir string) (pidfd int, err error) {
 	return -1, nil
 }
 
-// invalidStatus is what podman says where it takes containers for running whose
-// conmons, and the pause process with them, were killed.
+// invalidStatus is what podman says after the pause process and the conmons of all
+// containers were killed: it still takes the containers for running.
 const invalidStatus = "invalid internal status"
 
 // makePause has podman make the pause process.
@@ -145,13 +147,13 @@ func makePause(dir string, podman []string) error {
 	if alive, findErr := conmonLives(); alive || findErr != nil || !bytes.Contains(out, []byte(invalidStatus)) {
 		return errors.Join(fmt.Errorf("%s: %w: %s", strings.Join(podman, " "), err, out), findErr)
 	}
-	// Of podman's nothing runs, and what containers have left behind in their
-	// scopes will be nobody's.
+	// No conmon runs. Kill what is left of the containers in their scopes, because
+	// nobody will watch or stop it.
 	kill := exec.Command("systemctl", "--user", "kill", "--signal=KILL", "libpod-*.scope")
 	if out, err := kill.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", strings.Join(kill.Args, " "), err, bytes.TrimSpace(out))
 	}
-	// It is as after a boot, which podman knows by the first.
+	// Without the file "alive", podman starts as after a boot.
 	for _, path := range []string{filepath.Join(dir, podmanDir, "alive"), fmt.Sprintf("/dev/shm/libpod_rootless_lock_%d", os.Getuid())} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -173,17 +175,19 @@ func unshare(podman []string) (output []byte, err error) {
 
 // conmonLives reports whether a conmon of the user's does.
 func conmonLives() (bool, error) {
-	processes, err := os.ReadDir("/proc")
+	pids, err := proc.PIDs()
 	if err != nil {
 		return false, err
 	}
-	for _, p := range processes {
-		name, err := os.ReadFile(filepath.Join("/proc", p.Name(), "comm"))
-		if err != nil || string(bytes.TrimSpace(name)) != "conmon" {
+	for _, pid := range pids {
+		if p, err := proc.Read(pid); err != nil || p.Comm != "conmon" || p.Ended() {
 			continue
 		}
-		var st unix.Stat_t
-		if unix.Stat(filepath.Join("/proc", p.Name()), &st) == nil && int(st.Uid) == os.Getuid() {
+		status, err := proc.ReadStatus(pid)
+		if err != nil {
+			continue
+		}
+		if uid, ok := status.UID(); ok && uid == os.Getuid() {
 			return true, nil
 		}
 	}

@@ -1,31 +1,31 @@
 // Package census finds the conmon(8) of every podman container that runs, and
 // which unit it belongs to.
 //
-// It asks no podman. One that root starts as the user needs his session, makes
-// him a pause process in the control group that it was started in, waits for the
-// locks of his storage and runs what his configuration names; and what it would
-// say of conmon is in a file: conmon.pid, whose path conmon's own command line
-// has. So this reads /proc and that file.
+// It does not ask podman. A podman that root starts as the user needs the user's
+// session, makes a pause process in the control group that it was started in, waits
+// for the locks of the user's storage and runs what the user's configuration names.
+// All that it would say of conmon is on conmon's own command line and in the file
+// conmon.pid, whose path is there. So this package reads /proc and that file.
 //
-// The command line, the environment and the file are the user's to forge, but
-// only for his own units: a conmon counts for the units of the user it runs as.
+// First it goes by what a user cannot forge: the executable, the UID, and that the
+// process is in no container. The command line, the environment and the file are the
+// user's to forge, but only for the units of that user.
 package census
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"oci-mainpid-hook/conmonbridge"
-	"oci-mainpid-hook/internal/hostile"
+	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/proc"
+	"oci-mainpid-hook/internal/regular"
 )
 
 // Conmon is a conmon that runs. Its texts are as its user wrote them.
@@ -39,198 +39,225 @@ type Conmon struct {
 	Unit, InvocationID string
 	// Cgroup is its control group, cgroups(7).
 	Cgroup string
-	// Genuine says that it executes what conmon is here, by conmonbridge.
-	Genuine bool
 	// Recorded is the PID that podman wrote down, 0 where that is not known.
 	Recorded int
 	// Start is when it started, in ticks of the kernel's since boot.
 	Start uint64
 }
 
-// Bounds of what is read of one process.
-const (
-	maxText = 256 << 10
-	// A process can make its own command line or environment a memory that
-	// never answers, userfaultfd(2).
-	patience = 2 * time.Second
+// Census is what Take found.
+type Census struct {
+	// Conmons are in the order in which they started.
+	Conmons []Conmon
+	// LeftOut says of which users Conmons has not all, and why.
+	LeftOut []LeftOut
+}
+
+// LeftOut says that some processes of a user, which execute conmon, are not in a
+// Census.
+type LeftOut struct {
+	UID       int
+	Processes int
+	// Why is ErrTooMany, ErrTooLarge, ErrNoAnswer, or the cause of the context's
+	// end.
+	Why error
+}
+
+func (l LeftOut) String() string {
+	return fmt.Sprintf("%d processes of user %d that execute conmon are left out: %v", l.Processes, l.UID, l.Why)
+}
+
+// Why a process is left out.
+var (
+	ErrTooMany  = fmt.Errorf("there are more than %d", maxConmons)
+	ErrTooLarge = errors.New("their command lines and environments are too large")
+	ErrNoAnswer = errors.New("they keep the reader of their command line or environment waiting")
 )
 
-// Take returns every conmon in the file system proc, which is "/proc", in the
-// order in which they started. A process that ends meanwhile is left out, and so
-// is one that keeps the reader waiting.
-func Take(proc string) ([]Conmon, error) {
-	dir, err := os.Open(proc)
+// Bounds of what is read, and how long for. Each user has bounds of their own, so
+// that nobody's processes hide another user's.
+const (
+	maxConmons  = 1000      // of one user
+	maxStrings  = 256 << 10 // bytes, the command line or the environment of a process
+	maxTotal    = 16 << 20  // bytes, those of all of one user's
+	maxText     = 256       // bytes of a text that is kept
+	maxNoAnswer = 3         // processes of one user
+)
+
+// patience is how long a process may keep the reader of its memory waiting, as older
+// kernels let it with userfaultfd(2).
+const patience = 2 * time.Second
+
+// candidate is a process that executes conmon.
+type candidate struct {
+	pid, uid int
+	start    uint64
+}
+
+// Take returns every conmon that runs as one of the users, all users if uids is nil.
+// A process that ends meanwhile is not in the census. When ctx is done Take returns
+// what it has, and says in LeftOut what that lacks.
+func Take(ctx context.Context, uids map[int]bool) (Census, error) {
+	pids, err := proc.PIDs()
 	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
+		return Census{}, err
 	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
-	}
-	var found []Conmon
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
+	users := map[int][]candidate{}
+	for _, pid := range pids {
+		if ctx.Err() != nil {
+			return Census{}, fmt.Errorf("look at all processes: %w", context.Cause(ctx))
 		}
-		start, ok := conmonStart(filepath.Join(proc, name, "stat"))
-		if !ok {
-			continue
-		}
-		answer := make(chan Conmon, 1)
-		go func() {
-			defer close(answer)
-			if c, err := read(filepath.Join(proc, name)); err == nil {
-				answer <- c
-			}
-		}()
-		select {
-		case c, ok := <-answer:
-			if ok {
-				c.PID, c.Start = pid, start
-				found = append(found, c)
-			}
-		case <-time.After(patience):
+		if c, ok := examine(pid, uids); ok {
+			users[c.uid] = append(users[c.uid], c)
 		}
 	}
-	slices.SortFunc(found, func(a, b Conmon) int {
+	// All users at once: nobody waits for another user's process.
+	partial := make(chan Census, len(users))
+	for uid, candidates := range users {
+		go func() { partial <- takeUser(ctx, uid, candidates, read) }()
+	}
+	var all Census
+	for range users {
+		user := <-partial
+		all.Conmons = append(all.Conmons, user.Conmons...)
+		all.LeftOut = append(all.LeftOut, user.LeftOut...)
+	}
+	slices.SortFunc(all.Conmons, func(a, b Conmon) int {
 		return cmp.Or(cmp.Compare(a.Start, b.Start), cmp.Compare(a.PID, b.PID))
 	})
-	return found, nil
+	slices.SortFunc(all.LeftOut, func(a, b LeftOut) int { return cmp.Compare(a.UID, b.UID) })
+	return all, nil
 }
 
-// conmonStart returns when a process started, if it calls itself conmon and is
-// no zombie: proc_pid_stat(5).
-func conmonStart(path string) (uint64, bool) {
-	b, err := readBounded(path, 4096)
-	if err != nil {
-		return 0, false
+// examine reports whether a process is a conmon that counts, by what cannot be
+// forged and costs little to read. It does not read the memory of the process, and
+// so is not kept waiting.
+func examine(pid int, uids map[int]bool) (candidate, bool) {
+	p, err := proc.Read(pid)
+	if err != nil || p.Comm != "conmon" || p.Ended() {
+		return candidate{}, false
 	}
-	text := string(b)
-	open, end := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
-	if open < 0 || end < open || text[open+1:end] != "conmon" {
-		return 0, false
+	status, err := proc.ReadStatus(pid)
+	if err != nil || status.Contained() {
+		return candidate{}, false
 	}
-	const state, starttime = 0, 19 // the third field and the 22nd
-	fields := strings.Fields(text[end+1:])
-	if len(fields) <= starttime || fields[state] == "Z" || fields[state] == "X" {
-		return 0, false
+	uid, ok := status.UID()
+	if !ok || uids != nil && !uids[uid] || conmonbridge.VerifyExecutable(pid, conmonbridge.Executables) != nil {
+		return candidate{}, false
 	}
-	start, err := strconv.ParseUint(fields[starttime], 10, 64)
-	return start, err == nil
+	return candidate{pid, uid, p.Start}, true
 }
 
-// read reads what a conmon says of itself.
-func read(dir string) (Conmon, error) {
-	var c Conmon
-	status, err := readBounded(filepath.Join(dir, "status"), 64<<10)
-	if err != nil {
-		return c, err
-	}
-	if c.UID, err = uid(string(status)); err != nil {
-		return c, err
-	}
-	c.Genuine = genuine(filepath.Join(dir, "exe"))
-	if c.Cgroup, err = cgroup(filepath.Join(dir, "cgroup")); err != nil {
-		return c, err
-	}
-	cmdline, err := readBounded(filepath.Join(dir, "cmdline"), maxText)
-	if err != nil {
-		return c, err
-	}
-	environ, err := readBounded(filepath.Join(dir, "environ"), maxText)
-	if err != nil {
-		return c, err
-	}
-	env := func(name string) string {
-		for _, v := range strings.Split(string(environ), "\x00") {
-			if value, ok := strings.CutPrefix(v, name+"="); ok {
-				return value
+// takeUser returns what the conmons of one user say of themselves, by read.
+func takeUser(ctx context.Context, uid int, candidates []candidate, read func(candidate) (Conmon, int, error)) Census {
+	var all Census
+	leaveOut := func(why error, n int) {
+		for i := range all.LeftOut {
+			if all.LeftOut[i].Why == why {
+				all.LeftOut[i].Processes += n
+				return
 			}
 		}
+		if n > 0 {
+			all.LeftOut = append(all.LeftOut, LeftOut{uid, n, why})
+		}
+	}
+	if len(candidates) > maxConmons {
+		leaveOut(ErrTooMany, len(candidates)-maxConmons)
+		candidates = candidates[:maxConmons]
+	}
+	total, noAnswer := 0, 0
+	for i, c := range candidates {
+		rest := len(candidates) - i
+		switch {
+		case ctx.Err() != nil:
+			leaveOut(context.Cause(ctx), rest)
+			return all
+		case total >= maxTotal:
+			leaveOut(ErrTooLarge, rest)
+			return all
+		case noAnswer >= maxNoAnswer:
+			leaveOut(ErrNoAnswer, rest)
+			return all
+		}
+		type answer struct {
+			conmon Conmon
+			size   int
+			err    error
+		}
+		answered := make(chan answer, 1)
+		go func() {
+			conmon, size, err := read(c)
+			answered <- answer{conmon, size, err}
+		}()
+		select {
+		case a := <-answered:
+			total += a.size
+			switch {
+			case a.err == nil:
+				all.Conmons = append(all.Conmons, a.conmon)
+			case errors.Is(a.err, regular.ErrTooLarge):
+				total += maxStrings
+				leaveOut(ErrTooLarge, 1)
+			}
+		case <-time.After(patience):
+			noAnswer++
+			leaveOut(ErrNoAnswer, 1)
+		case <-ctx.Done():
+			leaveOut(context.Cause(ctx), rest)
+			return all
+		}
+	}
+	return all
+}
+
+// errExec says that a conmon is that of a podman-exec(1).
+var errExec = errors.New("is of a podman exec")
+
+// read reads what a conmon says of itself, and how many bytes that was.
+func read(c candidate) (conmon Conmon, size int, err error) {
+	conmon = Conmon{PID: c.pid, UID: c.uid, Start: c.start}
+	if conmon.Cgroup, err = proc.Cgroup(c.pid); err != nil {
+		return conmon, 0, err
+	}
+	line, size, err := conmonbridge.ReadCommandLine(c.pid, maxStrings)
+	if err != nil {
+		return conmon, size, err
+	}
+	if line.Session != line.Container.ID {
+		return conmon, size, errExec
+	}
+	conmon.ContainerID, conmon.Container = line.Container.ID, line.Container.Name
+	environ, err := proc.Environ(c.pid, maxStrings)
+	size += len(environ)
+	if err != nil {
+		return conmon, size, err
+	}
+	conmon.InvocationID = short(environ.Get("INVOCATION_ID"))
+	// Quadlet sets PODMAN_SYSTEMD_UNIT. A unit that a person wrote may have only the
+	// mainpid file.
+	if conmon.Unit = short(environ.Get("PODMAN_SYSTEMD_UNIT")); conmon.Unit == "" {
+		conmon.Unit = handover.UnitOf(short(environ.Get(handover.EnvMainPIDFile)))
+	}
+	// podman keeps the file in the user's runtime directory, unless its configuration
+	// says otherwise. Files elsewhere are not opened.
+	conmon.Recorded = ReadPID("/run/user/"+strconv.Itoa(c.uid), line.PIDFile)
+	return conmon, size, nil
+}
+
+// short returns a text that may be kept, "" for one that is too long to be what it
+// has to be.
+func short(text string) string {
+	if len(text) > maxText {
 		return ""
 	}
-	c.InvocationID = env("INVOCATION_ID")
-	// Quadlet sets the former; a unit that a person wrote has only the latter,
-	// /run/oci-mainpid/UNIT/mainpid.
-	if c.Unit = env("PODMAN_SYSTEMD_UNIT"); c.Unit == "" {
-		if file := env(conmonbridge.EnvMainPIDFile); file != "" {
-			c.Unit = filepath.Base(filepath.Dir(file))
-		}
-	}
-	id, pidfile := "", ""
-	args := strings.Split(strings.TrimSuffix(string(cmdline), "\x00"), "\x00")
-	for i := 1; i+1 < len(args) && args[i] != "--exit-command"; i++ {
-		switch args[i] {
-		case "-c":
-			c.ContainerID = args[i+1]
-		case "-n":
-			c.Container = args[i+1]
-		case "--conmon-pidfile":
-			pidfile = args[i+1]
-		case "-u":
-			id = args[i+1]
-		}
-	}
-	if id != c.ContainerID {
-		return c, errors.New("is of a podman exec")
-	}
-	c.Recorded = recorded(c.UID, pidfile)
-	return c, nil
-}
-
-// uid returns the UID of a process of which all UIDs are the same,
-// proc_pid_status(5).
-func uid(status string) (int, error) {
-	for line := range strings.Lines(status) {
-		if ids, ok := strings.CutPrefix(line, "Uid:"); ok {
-			ids := slices.Compact(strings.Fields(ids))
-			if len(ids) == 1 {
-				return strconv.Atoi(ids[0])
-			}
-		}
-	}
-	return 0, errors.New("has no UID, or several")
-}
-
-// cgroup returns the control group of a process in the version 2 hierarchy.
-func cgroup(path string) (string, error) {
-	b, err := readBounded(path, 64<<10)
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(b)) {
-		if group, ok := strings.CutPrefix(line, "0::"); ok {
-			return strings.TrimSuffix(group, "\n"), nil
-		}
-	}
-	return "", nil
-}
-
-// genuine reports whether a process executes conmon: root's, not just any
-// program of that name.
-func genuine(exe string) bool {
-	var st, conmon unix.Stat_t
-	if unix.Stat(exe, &st) != nil || st.Uid != 0 || st.Mode&0o022 != 0 {
-		return false
-	}
-	return slices.ContainsFunc(conmonbridge.Executables, func(path string) bool {
-		return unix.Stat(path, &conmon) == nil && conmon.Dev == st.Dev && conmon.Ino == st.Ino
-	})
-}
-
-// recorded reads a file that podman had conmon write. Podman keeps it in the
-// user's runtime directory unless his configuration says otherwise; files
-// elsewhere are not opened.
-func recorded(uid int, path string) int {
-	return ReadPID("/run/user/"+strconv.Itoa(uid), path)
+	return text
 }
 
 // ReadPID reads a PID that the user may have written into a file below dir, 0
 // where there is none.
 func ReadPID(dir, path string) int {
-	b, err := hostile.ReadFile(dir, path, 32)
+	b, err := regular.ReadBelow(dir, path, 32)
 	if err != nil {
 		return 0
 	}
@@ -241,41 +268,22 @@ func ReadPID(dir, path string) int {
 	return pid
 }
 
-// readBounded reads the first bytes of a file in /proc, at most limit.
-func readBounded(path string, limit int) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b := make([]byte, limit)
-	have := 0
-	for have < limit {
-		n, err := f.Read(b[have:])
-		have += n
-		if n == 0 || err != nil {
-			break
-		}
-	}
-	return b[:have], nil
-}
-
 // Start is a start of a unit.
 type Start struct {
 	Unit         string
 	UID          int
 	InvocationID string
-	// MainPID is what systemd has, Told what the hook told in the mainpid file,
-	// ControlGroup the unit's.
+	// MainPID is systemd's main PID, Told is the PID in the mainpid file, and
+	// ControlGroup is the unit's.
 	MainPID, Told int
 	ControlGroup  string
-	// Kube says that the service container's conmon is the unit's.
+	// Kube says that the unit's main process is the service container's conmon.
 	Kube bool
 }
 
-// Of returns the conmons that a unit started: those of this start, by the
-// invocation ID, or where conmon has none, by its PID or control group; and those
-// that are left over from earlier ones.
+// Of returns the conmons that a unit started. current are those of this start, by
+// the invocation ID, or for a conmon without one, by its PID or control group.
+// leftOver are those of earlier starts.
 func (s Start) Of(all []Conmon) (current, leftOver []Conmon) {
 	for _, c := range all {
 		switch {
@@ -294,9 +302,9 @@ func (s Start) contains(cgroup string) bool {
 	return s.ControlGroup != "" && strings.HasPrefix(cgroup+"/", s.ControlGroup+"/")
 }
 
-// Main returns which of the conmons of this start is the unit's: the one that
-// systemd has as the main PID if it is among them, or else the service
-// container's of a kube unit, or the first.
+// Main returns the conmon of this start that is, or should be, the unit's main
+// process: systemd's main process if that is one of them, else the service
+// container's of a kube unit, else the first.
 func (s Start) Main(current []Conmon) (Conmon, bool) {
 	for _, c := range current {
 		if c.PID == s.MainPID {
@@ -324,10 +332,9 @@ func (s Start) Verify(c Conmon) error {
 		InvocationID: s.InvocationID, Executables: conmonbridge.Executables,
 	}
 	switch {
-	case c.InvocationID == "" && !c.Genuine:
-		return fmt.Errorf("process %d: does not execute conmon", c.PID)
 	case c.InvocationID == "":
-		// What notify-mainpid went by, podman's control group, is over with podman.
+		// notify-mainpid went by podman's control group, but podman has ended. The
+		// census has looked at the executable.
 		want.Requirement = conmonbridge.RequireUser
 	case s.Kube:
 		want.Requirement = conmonbridge.RequireKube

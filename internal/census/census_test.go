@@ -1,100 +1,297 @@
 package census
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"oci-mainpid-hook/conmonbridge"
+	"oci-mainpid-hook/internal/conmontest"
+	"oci-mainpid-hook/internal/proc"
+	"oci-mainpid-hook/internal/regular"
 )
 
-// process is what a fake /proc/PID says.
-type process struct {
-	comm, state    string
-	start          int
-	uids           string
-	cmdline, env   []string
-	cmdlineIsAFIFO bool
+func TestMain(m *testing.M) {
+	conmontest.Main()
+	os.Exit(m.Run())
 }
 
-// conmon is the command line of one, shortened.
-func conmon(id, session, name string) []string {
-	return []string{"/usr/bin/conmon", "--api-version", "1", "-c", id, "-u", session, "-r", "/usr/bin/crun",
+const web, db = 4711, 4712
+
+// arguments are the command line of a conmon, shortened.
+func arguments(id, session, name string) []string {
+	return []string{"--api-version", "1", "-c", id, "-u", session, "-r", "/usr/bin/crun",
 		"-n", name, "--full-attach", "-s", "-l", "k8s-file:/x", "--conmon-pidfile", "/run/user/0/none/conmon.pid",
 		"--exit-command", "/usr/bin/podman", "--exit-command-arg", "-n", "--exit-command-arg", "-c"}
 }
 
-func fakeProc(t *testing.T, processes map[int]process) string {
+// id returns a container's ID.
+func id(digit string) string { return strings.Repeat(digit, 64) }
+
+// isConmon has the census take the executables, and no other, for conmon.
+func isConmon(t *testing.T, executables ...string) {
 	t.Helper()
-	proc := t.TempDir()
-	if err := os.WriteFile(filepath.Join(proc, "uptime"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for pid, p := range processes {
-		dir := filepath.Join(proc, strconv.Itoa(pid))
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		stat := strconv.Itoa(pid) + " (" + p.comm + ") " + p.state + strings.Repeat(" 0", 18) + " " + strconv.Itoa(p.start) + " 0 0\n"
-		for name, text := range map[string]string{
-			"stat":    stat,
-			"cgroup":  "1:cpu:/\n0::/system.slice/x.service\n",
-			"status":  "Name:\tconmon\nUid:\t" + p.uids + "\nGid:\t0\n",
-			"cmdline": strings.Join(p.cmdline, "\x00") + "\x00",
-			"environ": strings.Join(p.env, "\x00") + "\x00",
-		} {
-			if p.cmdlineIsAFIFO && name == "cmdline" {
-				if err := unix.Mkfifo(filepath.Join(dir, name), 0o600); err != nil {
-					t.Fatal(err)
-				}
-				continue
-			}
-			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	return proc
+	before := conmonbridge.Executables
+	t.Cleanup(func() { conmonbridge.Executables = before })
+	conmonbridge.Executables = executables
 }
 
-const same = "1000\t1000\t1000\t1000"
+func skipUnlessRoot(t testing.TB) {
+	if os.Geteuid() != 0 {
+		t.Skip("not root: no other users' processes, and conmon's executable must be root's")
+	}
+}
 
-func TestTake(t *testing.T) {
-	env := []string{"PATH=/usr/bin", "PODMAN_SYSTEMD_UNIT=web.service", "INVOCATION_ID=aa", "INVOCATION_ID=bb"}
-	proc := fakeProc(t, map[int]process{
-		30: {comm: "conmon", state: "S", start: 7, uids: same, cmdline: conmon("c1", "c1", "web"), env: env},
-		20: {comm: "conmon", state: "S", start: 9, uids: same, cmdline: conmon("c2", "c2", "db")},
-		19: {comm: "conmon", state: "S", start: 9, uids: same, cmdline: conmon("c0", "c0", "x"), env: []string{"OCI_MAINPID_FILE=/run/oci-mainpid/x@1.service/mainpid"}},
-		21: {comm: "conmon", state: "S", start: 9, uids: same, cmdline: conmon("c2", "e1", "db"), env: env},
-		22: {comm: "conmon", state: "Z", start: 9, uids: same, cmdline: conmon("c3", "c3", "x")},
-		23: {comm: "podman", state: "S", start: 9, uids: same, cmdline: conmon("c3", "c3", "x")},
-		24: {comm: "conmon", state: "S", start: 9, uids: "1000\t0\t0\t0", cmdline: conmon("c3", "c3", "x")},
-		25: {comm: ") conmon", state: "S", start: 9, uids: same},
-		26: {comm: "conmon", state: "S", start: 9, uids: same, cmdlineIsAFIFO: true},
-	})
-	started := time.Now()
-	got, err := Take(proc)
+func take(t *testing.T, uids map[int]bool) Census {
+	t.Helper()
+	all, err := Take(context.Background(), uids)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Conmon{
-		{PID: 30, UID: 1000, ContainerID: "c1", Container: "web", Unit: "web.service", InvocationID: "aa", Cgroup: "/system.slice/x.service", Start: 7},
-		{PID: 19, UID: 1000, ContainerID: "c0", Container: "x", Unit: "x@1.service", Cgroup: "/system.slice/x.service", Start: 9},
-		{PID: 20, UID: 1000, ContainerID: "c2", Container: "db", Cgroup: "/system.slice/x.service", Start: 9},
+	return all
+}
+
+func TestTake(t *testing.T) {
+	skipUnlessRoot(t)
+	env := []string{"PATH=/usr/bin", "PODMAN_SYSTEMD_UNIT=web.service", "INVOCATION_ID=aa"}
+	first := conmontest.Start(t, conmontest.Options{UID: web, Args: arguments(id("1"), id("1"), "web"), Env: env})
+	again := func(o conmontest.Options) conmontest.Conmon {
+		t.Helper()
+		o.Executable = first.Executable
+		return conmontest.Start(t, o)
 	}
-	if !slices.Equal(got, want) {
-		t.Errorf("%+v", got)
+	second := again(conmontest.Options{UID: db, Args: arguments(id("2"), id("2"), "db"), Env: []string{"OCI_MAINPID_FILE=/run/oci-mainpid/db@1.service/mainpid"}})
+	nameless := again(conmontest.Options{UID: web, Args: []string{"-c", "short", "-n", "a\nb"}, Env: []string{"PODMAN_SYSTEMD_UNIT=" + strings.Repeat("x", 300)}})
+	again(conmontest.Options{UID: web, Args: arguments(id("2"), id("3"), "exec"), Env: env})
+	// Not by the name, but by the executable.
+	conmontest.Start(t, conmontest.Options{UID: web, Args: arguments(id("4"), id("4"), "copy"), Env: env})
+	isConmon(t, first.Executable)
+	contain(t, first.Executable, env)
+
+	cgroup := func(c conmontest.Conmon) string {
+		group, err := proc.Cgroup(c.PID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return group
 	}
-	if took := time.Since(started); took > 5*patience {
-		t.Errorf("took %v", took)
+	conmons := []Conmon{
+		{PID: first.PID, UID: web, ContainerID: id("1"), Container: "web", Unit: "web.service", InvocationID: "aa", Cgroup: cgroup(first)},
+		{PID: second.PID, UID: db, ContainerID: id("2"), Container: "db", Unit: "db@1.service", Cgroup: cgroup(second)},
+		{PID: nameless.PID, UID: web, Cgroup: cgroup(nameless)},
 	}
-	// Whoever still waits for the FIFO ends.
-	if f, err := os.OpenFile(filepath.Join(proc, "26/cmdline"), os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
-		f.Close()
+	for name, c := range map[string]struct {
+		uids map[int]bool
+		want []Conmon
+	}{
+		"of all users":     {nil, conmons},
+		"of one user":      {map[int]bool{db: true}, conmons[1:2]},
+		"of two users":     {map[int]bool{db: true, web: true}, conmons},
+		"of another user":  {map[int]bool{4713: true}, nil},
+		"of no known user": {map[int]bool{}, nil},
+	} {
+		got := take(t, c.uids)
+		if !slices.IsSortedFunc(got.Conmons, func(a, b Conmon) int { return cmp.Compare(a.Start, b.Start) }) {
+			t.Errorf("%s: not in the order in which they started: %+v", name, got.Conmons)
+		}
+		for i := range got.Conmons {
+			got.Conmons[i].Start = 0
+		}
+		if !slices.Equal(got.Conmons, c.want) || got.LeftOut != nil {
+			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		}
+	}
+}
+
+// contain runs a conmon in a PID namespace of its own, as a process in a container
+// that has conmon's name, executable and environment does.
+func contain(t *testing.T, executable string, env []string) {
+	t.Helper()
+	cmd := exec.Command(executable, arguments(id("5"), id("5"), "inside")...)
+	cmd.Args[0], cmd.Env = "conmon", env
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL, Credential: &syscall.Credential{Uid: web, Gid: web},
+	}
+	stdin, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stdin.Close(); cmd.Process.Kill(); cmd.Wait() })
+}
+
+// TestLeftOut: what a census lacks, it says.
+func TestLeftOut(t *testing.T) {
+	late := errors.New("it is late")
+	tooLate, cancel := context.WithCancelCause(context.Background())
+	cancel(late)
+	none := func(candidate) (Conmon, int, error) { return Conmon{}, 0, proc.ErrNoProcess }
+	for _, c := range []struct {
+		name       string
+		ctx        context.Context
+		candidates int
+		read       func(candidate) (Conmon, int, error)
+		conmons    int
+		want       []LeftOut
+	}{
+		{"nothing", context.Background(), maxConmons, func(c candidate) (Conmon, int, error) { return Conmon{PID: c.pid}, 1000, nil }, maxConmons, nil},
+		{"processes that end meanwhile", context.Background(), 5, none, 0, nil},
+		{"too many", context.Background(), maxConmons + 7, none, 0, []LeftOut{{web, 7, ErrTooMany}}},
+		{"too much", context.Background(), 9, func(c candidate) (Conmon, int, error) { return Conmon{PID: c.pid}, maxTotal / 4, nil }, 4, []LeftOut{{web, 5, ErrTooLarge}}},
+		{"one that is too large", context.Background(), 3, func(c candidate) (Conmon, int, error) {
+			if c.pid == 1 {
+				return Conmon{}, 0, regular.ErrTooLarge
+			}
+			return Conmon{PID: c.pid}, 1000, nil
+		}, 2, []LeftOut{{web, 1, ErrTooLarge}}},
+		{"some that never answer", context.Background(), maxNoAnswer + 3, func(c candidate) (Conmon, int, error) {
+			if c.pid == 0 {
+				return Conmon{PID: c.pid}, 1000, nil
+			}
+			select {}
+		}, 1, []LeftOut{{web, maxNoAnswer + 2, ErrNoAnswer}}},
+		{"too late", tooLate, 3, none, 0, []LeftOut{{web, 3, late}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			candidates := make([]candidate, c.candidates)
+			for i := range candidates {
+				candidates[i] = candidate{pid: i, uid: web}
+			}
+			started := time.Now()
+			got := takeUser(c.ctx, web, candidates, c.read)
+			if len(got.Conmons) != c.conmons || !slices.Equal(got.LeftOut, c.want) {
+				t.Errorf("%d conmons, %v; want %d, %v", len(got.Conmons), got.LeftOut, c.conmons, c.want)
+			}
+			if took := time.Since(started); took > (maxNoAnswer+1)*patience {
+				t.Errorf("took %v", took)
+			}
+		})
+	}
+	if text := (LeftOut{web, 7, ErrTooMany}).String(); text != "7 processes of user 4711 that execute conmon are left out: there are more than 1000" {
+		t.Error(text)
+	}
+}
+
+// TestDeadline: a process that never answers does not keep Take beyond its time.
+func TestDeadline(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	started := time.Now()
+	got := takeUser(ctx, web, make([]candidate, 2), func(candidate) (Conmon, int, error) { select {} })
+	if !slices.Equal(got.LeftOut, []LeftOut{{web, 2, context.DeadlineExceeded}}) || time.Since(started) > patience {
+		t.Errorf("%+v after %v", got, time.Since(started))
+	}
+	if _, err := Take(ctx, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("of a time that is over: %v", err)
+	}
+}
+
+// largeArguments are a command line of at least that size, in bytes.
+func largeArguments(size int) []string {
+	args := arguments(id("9"), id("9"), "large")
+	for size > 0 {
+		arg := strings.Repeat("x", min(size, 100<<10)) // execve(2): at most 128 KiB
+		args = append(args, arg)
+		size -= len(arg)
+	}
+	return args
+}
+
+// TestManyLarge has some hundred processes of one user execute conmon with as much
+// on their command lines as execve(2) takes. The census of all users costs a few
+// MB, and has the other user's conmon.
+func TestManyLarge(t *testing.T) {
+	skipUnlessRoot(t)
+	if conmon := os.Getenv("CENSUS_OF"); conmon != "" {
+		conmonbridge.Executables = []string{conmon}
+		var users map[int]bool
+		if os.Getenv("CENSUS_NOBODY") != "" {
+			users = map[int]bool{}
+		}
+		all := take(t, users)
+		status, err := os.ReadFile("/proc/self/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, peak, _ := strings.Cut(string(status), "VmHWM:")
+		fmt.Printf("%s KiB: %d conmons, %v\n", strings.Fields(peak)[0], len(all.Conmons), all.LeftOut)
+		return
+	}
+	const processes, size = 200, 1500 << 10
+	dir := t.TempDir()
+	for path := dir; path != os.TempDir() && path != "/"; path = filepath.Dir(path) {
+		if err := os.Chmod(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shell, err := os.ReadFile("/bin/sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conmon := filepath.Join(dir, "conmon")
+	if err := os.WriteFile(conmon, shell, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	stdin, hold, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	start := func(uid int, args []string) {
+		cmd := exec.Command(conmon, append([]string{"-c", "read x"}, args...)...)
+		cmd.Stdin = stdin
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	}
+	defer hold.Close()
+	args := largeArguments(size)
+	for range processes {
+		start(web, args)
+	}
+	start(db, nil)
+	// census returns the most memory that a process which takes one has had, in KiB,
+	// and what the census is.
+	census := func(env ...string) (kib int, all string) {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestManyLarge$")
+		cmd.Env = append(os.Environ(), append(env, "CENSUS_OF="+conmon)...)
+		out, err := cmd.CombinedOutput()
+		line, _, _ := strings.Cut(string(out), "\n")
+		size, all, _ := strings.Cut(line, " KiB: ")
+		kib, atoiErr := strconv.Atoi(size)
+		if err := errors.Join(err, atoiErr); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return kib, all
+	}
+	least, none := census("CENSUS_NOBODY=1")
+	started := time.Now()
+	most, all := census()
+	t.Logf("%d processes with %d KiB of arguments each: %d KiB in %v, %s; of nobody: %d KiB, %s", processes, size>>10, most, time.Since(started), all, least, none)
+	left := LeftOut{web, processes, ErrTooLarge}
+	if want := fmt.Sprintf("1 conmons, [%v]", left); all != want {
+		t.Errorf("%s, want %s", all, want)
+	}
+	if none != "0 conmons, []" {
+		t.Errorf("of nobody: %s", none)
+	}
+	if more := most - least; more > 16<<10 {
+		t.Errorf("%d KiB more than the census of nobody", more)
 	}
 }
 
@@ -160,11 +357,10 @@ func TestVerify(t *testing.T) {
 		start  Start
 		want   string // part of the error, "" for none
 	}{
-		"without a start, genuine":     {Conmon{PID: self.PID, Genuine: true}, start, ""},
-		"without a start, not genuine": {self, start, "does not execute conmon"},
-		"another user's":               {Conmon{PID: self.PID, Genuine: true}, Start{UID: 4242}, "runs as UID"},
-		"no conmon":                    {Conmon{PID: self.PID, InvocationID: "aa"}, start, "does not execute conmon"},
-		"gone":                         {Conmon{PID: 1 << 22}, start, "no such process"},
+		"without a start": {self, start, ""},
+		"another user's":  {self, Start{UID: 4242}, "runs as UID"},
+		"no conmon":       {Conmon{PID: self.PID, InvocationID: "aa"}, start, "does not execute conmon"},
+		"gone":            {Conmon{PID: 1 << 22}, start, "no such process"},
 	} {
 		err := c.start.Verify(c.conmon)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {

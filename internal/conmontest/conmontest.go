@@ -66,10 +66,13 @@ type Conmon struct {
 
 // Options say what Start starts; the zero value is an ordinary conmon.
 type Options struct {
-	Name  string   // of the executable, "conmon" if empty
-	Args  []string // conmon's arguments
-	Env   []string // conmon's whole environment
-	Files []*os.File
+	// Executable is the path of a conmon's that Start made before, a new one if
+	// empty.
+	Executable string
+	Name       string   // of a new executable, "conmon" if empty
+	Args       []string // conmon's arguments
+	Env        []string // conmon's whole environment
+	Files      []*os.File
 	// Below is the line of processes below it: "container" if nil, "runtime"
 	// and "container" while runc creates it, none if empty, "zombie" for a
 	// container that has ended.
@@ -87,8 +90,11 @@ func Start(t *testing.T, o Options) Conmon {
 	if o.Below == nil {
 		o.Below = []string{"container"}
 	}
-	c := Conmon{Executable: filepath.Join(dir(t), o.Name)}
-	copyExecutable(t, c.Executable)
+	c := Conmon{Executable: o.Executable}
+	if c.Executable == "" {
+		c.Executable = filepath.Join(dir(t), o.Name)
+		copyExecutable(t, c.Executable)
+	}
 	cmd := exec.Command(c.Executable, o.Args...)
 	// The name that it goes by inside is always conmon.
 	cmd.Args[0] = "conmon"

@@ -14,7 +14,7 @@ import (
 	"slices"
 	"strings"
 
-	"oci-mainpid-hook/internal/hostile"
+	"oci-mainpid-hook/internal/regular"
 )
 
 // Settings are those that matter here.
@@ -131,15 +131,15 @@ func (r Reader) Read() (Settings, []error) {
 		return s, problems
 	}
 	path := filepath.Join(r.Config, "containers/containers.conf")
-	b, err := hostile.ReadFile(r.Home, path, maxFile)
+	b, err := regular.ReadBelow(r.Home, path, maxFile)
 	merge(path, b, err)
 	const maxDropins = 1000
-	names, err := hostile.ReadDir(r.Home, path+".d", maxDropins)
+	names, err := regular.ListBelow(r.Home, path+".d", maxDropins)
 	merge(path+".d", nil, err)
 	slices.Sort(names)
 	for _, name := range names {
 		if strings.HasSuffix(name, ".conf") {
-			b, err := hostile.ReadFile(r.Home, path+".d/"+name, maxFile)
+			b, err := regular.ReadBelow(r.Home, path+".d/"+name, maxFile)
 			merge(path+".d/"+name, b, err)
 		}
 	}
@@ -155,7 +155,7 @@ func readFile(path string) ([]byte, error) {
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is not a regular file", path)
 	case info.Size() > maxFile:
-		return nil, fmt.Errorf("%s: %w", path, hostile.ErrTooLarge)
+		return nil, fmt.Errorf("%s: %w", path, regular.ErrTooLarge)
 	}
 	return os.ReadFile(path)
 }

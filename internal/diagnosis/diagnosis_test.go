@@ -12,10 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/containersconf"
 	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/status"
 	"oci-mainpid-hook/internal/terminal"
@@ -232,7 +232,7 @@ func TestUnits(t *testing.T) {
 		"not offered either":         {func(u *Unit) { u.Controllers, u.Offered = []string{"cpu", "pids"}, []string{"cpu", "pids"} }, "controllers", OK, "cpu pids", ""},
 		"not as root":                {func(u *Unit) { u.Unit.Post[0].Flags = nil }, "settings", Fail, "without +", "systemctl cat"},
 		"not prepared":               {func(u *Unit) { u.Unit.Pre = nil }, "settings", Fail, "--prepare", "systemctl cat"},
-		"no variable":                {func(u *Unit) { u.Unit.Environment = u.Unit.Environment[:1] }, "settings", Fail, conmonbridge.EnvMainPIDFile, "systemctl cat"},
+		"no variable":                {func(u *Unit) { u.Unit.Environment = u.Unit.Environment[:1] }, "settings", Fail, handover.EnvMainPIDFile, "systemctl cat"},
 		"another file":               {func(u *Unit) { u.Unit.Environment[1] = "OCI_MAINPID_FILE=/x" }, "settings", Fail, "another file", "systemctl cat"},
 		"another runtime directory":  {func(u *Unit) { u.Unit.Environment[0] = "XDG_RUNTIME_DIR=/run" }, "settings", Fail, "XDG_RUNTIME_DIR", "systemctl cat"},
 		"Delegate= undone":           {func(u *Unit) { u.Unit.Delegate = false }, "settings", Fail, "Delegate=no is what counts, not Delegate=yes", "systemctl cat"},
@@ -242,7 +242,7 @@ func TestUnits(t *testing.T) {
 		}, "settings", Fail, "Delegate=no, but podman has --cgroups=split", "systemctl cat"},
 		"nobody listens":       {func(u *Unit) { u.Dropin.Text, u.Unit.NotifyAccess = nil, "main" }, "settings", Fail, "NotifyAccess=main", "systemctl cat"},
 		"READY=1 gets lost":    {func(u *Unit) { u.Dropin.Text, u.Unit.Delegate = nil, false }, "settings", Fail, "READY=1", "systemctl cat"},
-		"podman does not wait": {func(u *Unit) { u.Unit.Type = "exec" }, "settings", Fail, conmonbridge.EnvResultFile, "systemctl cat"},
+		"podman does not wait": {func(u *Unit) { u.Unit.Type = "exec" }, "settings", Fail, handover.EnvResultFile, "systemctl cat"},
 		"a PID file":           {func(u *Unit) { u.Unit.Properties["PIDFile"] = "/run/x" }, "settings", Fail, "PIDFile=", "systemctl cat"},
 		"the file by name":     {func(u *Unit) { u.Unit.OpenFiles = nil }, "settings", OK, "by name", ""},
 		"hooks_dir": {func(u *Unit) {

@@ -37,7 +37,7 @@ type Reader struct {
 	planner   *planner
 	accounts  *account.Accounts
 	tasksMax  uint64
-	conmons   func() ([]census.Conmon, error)
+	conmons   func() (census.Census, error)
 	// removesIPC is manager.RemovesIPC, asked once.
 	removesIPC func() bool
 }
@@ -52,7 +52,7 @@ func NewReader(ctx context.Context, m *manager.Manager) (*Reader, error) {
 	if r.tasksMax, err = m.DefaultTasksMax(); err != nil {
 		return nil, err
 	}
-	r.conmons = sync.OnceValues(func() ([]census.Conmon, error) { return census.Take("/proc") })
+	r.conmons = sync.OnceValues(func() (census.Census, error) { return census.Take(ctx, nil) })
 	r.removesIPC = sync.OnceValue(func() bool { return manager.RemovesIPC(ctx) })
 	r.readMachine(ctx)
 	return r, nil
@@ -309,11 +309,8 @@ func (r *Reader) Unit(ctx context.Context, name string) Unit {
 		u.SharedIDs, u.FreeIDs = r.accounts.SharesIDsWith(u.Account), r.accounts.FreeIDs()
 		r.readUser(ctx, &u)
 	}
-	conmons, err := r.conmons()
-	if err != nil {
-		conmons = nil
-	}
-	u.Status = status.Of(u.Unit, conmons)
+	processes, _ := r.conmons() // none, if there is an error
+	u.Status = status.Of(u.Unit, processes.Conmons)
 	return u
 }
 

@@ -8,10 +8,10 @@ import (
 	"slices"
 	"strings"
 
-	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/containersconf"
 	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/status"
 	"oci-mainpid-hook/internal/terminal"
@@ -256,7 +256,7 @@ func (u Unit) settings(p *points) {
 	prepares := slices.ContainsFunc(unit.Pre, func(c manager.Command) bool {
 		return c.IsNotifyMainPID() && slices.Contains(c.Arguments, "--prepare") && c.AsRoot()
 	})
-	file := unit.Env(conmonbridge.EnvMainPIDFile)
+	file := unit.Env(handover.EnvMainPIDFile)
 	podman, _ := unit.Podman()
 	cgroups, _ := podman.Last("cgroups")
 	wrong := ""
@@ -266,7 +266,7 @@ func (u Unit) settings(p *points) {
 	case !prepares:
 		wrong = "no ExecStartPre=+ runs notify-mainpid --prepare"
 	case file == "":
-		wrong = conmonbridge.EnvMainPIDFile + " is not in the unit's environment: the hook leaves its containers alone"
+		wrong = handover.EnvMainPIDFile + " is not in the unit's environment: the hook leaves its containers alone"
 	case !slices.Contains(notifier.Arguments, file):
 		wrong = fmt.Sprintf("the hook writes %s, but notify-mainpid waits for another file", file)
 	case unit.Env("XDG_RUNTIME_DIR") != u.Account.RuntimeDir() && u.AccountErr == nil:
@@ -279,8 +279,8 @@ func (u Unit) settings(p *points) {
 		wrong = fmt.Sprintf("NotifyAccess=%s: systemd does not listen to notify-mainpid", unit.NotifyAccess)
 	case (unit.Type == "notify" || unit.Type == "notify-reload") && !unit.Delegate:
 		wrong = "Type=notify without Delegate=: READY=1 is lost with the first podman after boot"
-	case unit.Type != "notify" && unit.Type != "notify-reload" && unit.Env(conmonbridge.EnvResultFile) == "":
-		wrong = fmt.Sprintf("Type=%s, and %s is not in the environment: podman can end before systemd has the main PID", unit.Type, conmonbridge.EnvResultFile)
+	case unit.Type != "notify" && unit.Type != "notify-reload" && unit.Env(handover.EnvResultFile) == "":
+		wrong = fmt.Sprintf("Type=%s, and %s is not in the environment: podman can end before systemd has the main PID", unit.Type, handover.EnvResultFile)
 	case unit.Properties.String("PIDFile") != "":
 		wrong = "PIDFile= is set: systemd would look there for the main PID, too"
 	}

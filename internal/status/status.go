@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/census"
+	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/story"
 )
@@ -57,12 +57,9 @@ func newConmon(c census.Conmon) Conmon {
 // errNoConmon is the problem of an active unit without one.
 var errNoConmon = errors.New("no conmon of this start runs")
 
-// mainPIDFiles is the directory of the mainpid files, notify-mainpid(8).
-const mainPIDFiles = "/run/oci-mainpid"
-
 // Of returns the status of one unit, given every conmon that runs.
 func Of(u *manager.Unit, all []census.Conmon) Service {
-	return judge(u, all, census.ReadPID(mainPIDFiles, u.Env(conmonbridge.EnvMainPIDFile)), census.Start.Verify)
+	return judge(u, all, census.ReadPID(handover.Dir, u.Env(handover.EnvMainPIDFile)), census.Start.Verify)
 }
 
 // judge is Of, given what the hook told and census.Start.Verify.
@@ -168,17 +165,22 @@ func (r Reader) Read(ctx context.Context, names []string) ([]Service, error) {
 			return nil, err
 		}
 	}
-	conmons, err := census.Take("/proc")
-	if err != nil {
-		return nil, err
-	}
-	services := []Service{}
+	units, users := []*manager.Unit{}, map[int]bool{}
 	for _, name := range names {
 		u, err := r.Manager.Unit(ctx, name)
 		if err != nil {
 			return nil, err
 		}
-		s := Of(u, conmons)
+		units = append(units, u)
+		users[u.UID] = true
+	}
+	processes, err := census.Take(ctx, users)
+	if err != nil {
+		return nil, err
+	}
+	services := []Service{}
+	for _, u := range units {
+		s := Of(u, processes.Conmons)
 		if (u.Result != "success" && u.Result != "" || u.ActiveState == "failed") && u.Refused() == "" {
 			s.LastError = lastError(ctx, u)
 		}

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"oci-mainpid-hook/conmonbridge"
+	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/manager"
 )
 
@@ -79,7 +79,7 @@ func (t *teller) podmanEnd(podman manager.Command) time.Duration {
 	end := u.ActiveEnter
 	if len(u.Post) > 0 && u.Post[0].StartedMonotonic >= podman.StartedMonotonic {
 		end = u.Post[0].StartedMonotonic
-		if u.Env(conmonbridge.EnvResultFile) != "" {
+		if u.Env(handover.EnvResultFile) != "" {
 			end = u.Post[0].EndedMonotonic
 		}
 	}

@@ -1,4 +1,4 @@
-package conmonbridge
+package handover
 
 import (
 	"encoding/binary"
@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/proc"
 )
 
 func native(pid uint32) string {
@@ -63,7 +65,7 @@ func FuzzParseMainPID(f *testing.F) {
 	f.Add([]byte("1234\n"))
 	f.Add([]byte(native(1234)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if pid, err := parseMainPID(b); err == nil && (pid <= 0 || pid >= maxPID) {
+		if pid, err := parseMainPID(b); err == nil && (pid <= 0 || pid >= proc.MaxPID) {
 			t.Errorf("%q: %d", b, pid)
 		}
 	})

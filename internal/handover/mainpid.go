@@ -1,4 +1,4 @@
-package conmonbridge
+package handover
 
 import (
 	"bytes"
@@ -9,18 +9,19 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/proc"
 )
 
 // ErrTaken says that another container of the unit was first.
 var ErrTaken = errors.New("another container of the unit was first")
 
-// WriteMainPID writes a conmon's PID into the unit's mainpid file, as text
-// with a newline, in one write(2) and only if the file is empty. Else the
-// error is ErrTaken: the first container of a unit wins, and its others have
-// nothing to say.
+// WriteMainPID writes a conmon's PID into the unit's mainpid file, as text with
+// a newline, in one write(2). If the file is not empty, WriteMainPID leaves it as
+// it is and returns ErrTaken: the first container of a unit wins.
 func WriteMainPID(f *os.File, pid int) error {
-	// Two hooks of one unit may share one open file description, which rules
-	// out flock(2); a record lock belongs to the process (F_SETLK, fcntl(2)).
+	// Two hooks of one unit may share one open file description, and flock(2)
+	// locks that. A record lock belongs to the process (F_SETLK, fcntl(2)).
 	lock := unix.Flock_t{Type: unix.F_WRLCK}
 	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &lock); err != nil {
 		if err == unix.EAGAIN || err == unix.EACCES {
@@ -46,17 +47,17 @@ func WriteMainPID(f *os.File, pid int) error {
 	return nil
 }
 
-// errIncomplete says that what is in a mainpid file may become a PID when
-// its writer goes on.
+// errIncomplete says that a mainpid file is empty or ends in the middle of a PID,
+// so that its writer may still complete it.
 var errIncomplete = errors.New("incomplete")
 
 // maxMainPID is the size of the longest PID with its newline, in bytes.
 const maxMainPID = len("4194304\n")
 
 // parseMainPID parses the contents of a mainpid file: a PID in decimal with a
-// newline, or as four bytes in the machine's order. The two cannot be taken for
-// each other, because the high byte of a PID is always zero. The error is
-// errIncomplete for nothing and for digits without a newline.
+// newline, or as four bytes in the machine's order. The high byte of a PID is
+// always zero, so four bytes are never taken for text. The error is errIncomplete
+// for an empty file and for digits without a newline.
 func parseMainPID(b []byte) (int, error) {
 	if len(b) > maxMainPID {
 		return 0, fmt.Errorf("%d bytes are no PID", len(b))
@@ -66,12 +67,12 @@ func parseMainPID(b []byte) (int, error) {
 	switch {
 	case len(b) == 0 || err == nil && len(digits) == len(b):
 		return 0, errIncomplete
-	case err != nil && len(b) == 4 && binary.NativeEndian.Uint32(b) < maxPID:
+	case err != nil && len(b) == 4 && binary.NativeEndian.Uint32(b) < proc.MaxPID:
 		pid = uint64(binary.NativeEndian.Uint32(b))
 	case err != nil:
 		return 0, fmt.Errorf("%q is no PID", b)
 	}
-	if pid == 0 || pid >= maxPID {
+	if pid == 0 || pid >= proc.MaxPID {
 		return 0, fmt.Errorf("%d is no PID", pid)
 	}
 	return int(pid), nil

@@ -1,4 +1,4 @@
-package hostile
+package regular
 
 import (
 	"errors"
@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestReadFile(t *testing.T) {
+func TestReadBelow(t *testing.T) {
 	dir := t.TempDir()
 	home := filepath.Join(dir, "home")
 	for path, text := range map[string]string{
@@ -58,7 +58,7 @@ func TestReadFile(t *testing.T) {
 			var b []byte
 			go func() {
 				var err error
-				b, err = ReadFile(home, home+"/"+c.path, 10)
+				b, err = ReadBelow(home, home+"/"+c.path, 10)
 				done <- err
 			}()
 			select {
@@ -76,11 +76,46 @@ func TestReadFile(t *testing.T) {
 			}
 		})
 	}
-	names, err := ReadDir(home, home+"/a", 10)
+	names, err := ListBelow(home, home+"/a", 10)
 	if err != nil || !slices.Equal(names, []string{"plain"}) {
 		t.Errorf("%q, %v", names, err)
 	}
-	if _, err := ReadDir(home, home+"/dirlink", 10); err == nil {
+	if _, err := ListBelow(home, home+"/dirlink", 10); err == nil {
 		t.Error("the directory behind a link is read")
+	}
+}
+
+func TestRead(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	for name, text := range map[string]string{"file": "text", "empty": "", "just": strings.Repeat("x", 10), "large": strings.Repeat("x", 11)} {
+		if err := os.WriteFile(path(name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Symlink("file", path("link")), os.Symlink("/dev/null", path("masked")), unix.Mkfifo(path("fifo"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		path, text string
+		want       error
+	}{
+		"a file":                   {path("file"), "text", nil},
+		"an empty file":            {path("empty"), "", nil},
+		"a link to a file":         {path("link"), "text", nil},
+		"a link to /dev/null":      {path("masked"), "", nil},
+		"as large as it may be":    {path("just"), strings.Repeat("x", 10), nil},
+		"too large":                {path("large"), "", ErrTooLarge},
+		"none":                     {path("b"), "", fs.ErrNotExist},
+		"a directory":              {dir, "", unix.EISDIR},
+		"a FIFO, no writer":        {path("fifo"), "", ErrNotRegular},
+		"a device that never ends": {"/dev/zero", "", ErrNotRegular},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := Read(c.path, 10)
+			if string(b) != c.text || !errors.Is(err, c.want) || c.want != nil && !strings.Contains(err.Error(), c.path) {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
 	}
 }

@@ -1,4 +1,4 @@
-package conmonbridge
+package handover
 
 import (
 	"errors"
@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/regular"
 )
 
 // Prepare makes a unit's mainpid and result file anew, both empty, and the
@@ -17,7 +19,7 @@ import (
 // descriptor, to the unit's user where the hook opens it by name. The result
 // file belongs to root, with mode 0644.
 //
-// Whatever stood in their places is unlinked, never opened. On an error
+// Whatever stood in their places is unlinked, never opened. After an error
 // neither file is left.
 func Prepare(mainPIDFile, resultFile string, owner int) error {
 	err := makeFile(mainPIDFile, 0o600, owner)
@@ -25,7 +27,7 @@ func Prepare(mainPIDFile, resultFile string, owner int) error {
 		err = makeFile(resultFile, 0o644, os.Geteuid())
 	}
 	if err != nil {
-		Forget(mainPIDFile, resultFile) // what keeps it from that, err says already
+		Forget(mainPIDFile, resultFile) // if Forget fails, it is for the reason in err
 	}
 	return err
 }
@@ -52,7 +54,7 @@ func Forget(mainPIDFile, resultFile string) error {
 	return errors.Join(errs...)
 }
 
-// removeEmpty removes a directory that is empty, and leaves another one alone.
+// removeEmpty removes the directory at path if it is empty.
 func removeEmpty(path string) error {
 	if path == "/" {
 		return nil
@@ -70,9 +72,9 @@ func removeEmpty(path string) error {
 	}
 }
 
-// openResult opens the result file for writing, and makes it where it is
-// missing. Nobody but root may be able to write it. Until the file is closed it
-// is locked and says resultWaiting, unless somebody else has a lock on it.
+// openResult opens the result file for writing, and makes a result file that is
+// missing. It refuses one that others than root may write. The file is locked and
+// says resultWaiting until it is closed, unless somebody else has locked it.
 func openResult(path string) (*os.File, error) {
 	f, err := openIn(path, unix.O_WRONLY|unix.O_CREAT, 0o644)
 	if err != nil {
@@ -83,12 +85,12 @@ func openResult(path string) (*os.File, error) {
 	switch {
 	case err != nil:
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		err = errNotRegular
+		err = regular.ErrNotRegular
 	case int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0:
 		err = errors.New("others may write it")
 	case st.Nlink != 1:
 		err = errors.New("has a second name (hard link)")
-	case st.Size > 0: // truncating gives back what Prepare reserved
+	case st.Size > 0: // an empty file keeps the page that Prepare reserved
 		err = f.Truncate(0)
 	}
 	if err == nil && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
@@ -107,15 +109,15 @@ func openMainPID(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkRegular(int(f.Fd())); err != nil {
+	if err := regular.Check(int(f.Fd())); err != nil {
 		f.Close()
 		return nil, &fs.PathError{Op: "open mainpid file", Path: path, Err: err}
 	}
 	return f, nil
 }
 
-// openIn opens a file in a directory that only root can change: no link is
-// followed and no FIFO, device or lease is waited for.
+// openIn opens a file in a directory that only root can change. It follows no
+// link and waits for no FIFO, device or lease.
 func openIn(path string, flags int, mode uint32) (*os.File, error) {
 	dir, err := openParent(path, false)
 	if err != nil {
@@ -142,12 +144,12 @@ func makeFile(path string, mode uint32, owner int) error {
 	fd, err := unix.Openat(dir, filepath.Base(path), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 	if err == nil {
 		defer unix.Close(fd)
-		// The umask does not count.
+		// openat(2) has applied the umask to the mode.
 		if err = unix.Fchmod(fd, mode); err == nil {
 			err = unix.Fchown(fd, owner, -1)
 		}
-		// Room for what will be written, should the file system be full then;
-		// one that cannot reserve it does without.
+		// Reserve a page, because the file system may be full when the file is
+		// written. Some file systems cannot.
 		if e := unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, 0, 1); err == nil && e != unix.EOPNOTSUPP {
 			err = e
 		}
@@ -158,7 +160,7 @@ func makeFile(path string, mode uint32, owner int) error {
 	return nil
 }
 
-// unlink removes a name that is no directory's from the directory dir.
+// unlink removes a file, or whatever is no directory, from the directory dir.
 func unlink(dir int, path string) error {
 	err := unix.Unlinkat(dir, filepath.Base(path), 0)
 	if err != nil && err != unix.ENOENT {
@@ -167,10 +169,11 @@ func unlink(dir int, path string) error {
 	return nil
 }
 
-// openParent opens the directory of a file, component by component from the
-// root, and follows no link. Each must belong to root (or to this user) and be
-// writable by nobody else, or have the sticky bit; so what is below stays what
-// it is. With create, directories that are missing are made, with mode 0711.
+// openParent opens the directory of a file, one component after the other from
+// the root, and follows no link. Each directory must belong to root or to this
+// user. Nobody else may be able to write it, unless it has the sticky bit: so
+// nobody replaces what is in it. With create, openParent makes missing directories,
+// with mode 0711.
 func openParent(path string, create bool) (int, error) {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
 		return -1, fmt.Errorf("path %q: is not absolute or not clean: it must begin with a slash and have no ., .., double or trailing slash", path)
@@ -201,7 +204,7 @@ func openStep(dir int, name string, create bool) (int, error) {
 		if err := unix.Mkdirat(dir, name, mode); err != nil && err != unix.EEXIST {
 			return -1, err
 		}
-		// The umask does not count.
+		// mkdirat(2) has applied the umask to the mode.
 		if fd, err = unix.Openat(dir, name, unix.O_RDONLY|flags, 0); err == nil {
 			err = unix.Fchmod(fd, mode)
 		}
@@ -225,7 +228,7 @@ func openStep(dir int, name string, create bool) (int, error) {
 	return -1, err
 }
 
-// noLink puts the kernel's ELOOP and, with O_DIRECTORY, ENOTDIR into words.
+// noLink puts ELOOP into words: open(2) returns it for a link with O_NOFOLLOW.
 func noLink(err error) error {
 	if err == unix.ELOOP {
 		return errors.New("a symbolic link is not followed")

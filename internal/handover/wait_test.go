@@ -1,4 +1,4 @@
-package conmonbridge
+package handover
 
 import (
 	"context"

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/conmonbridge"
+	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/message"
+	"oci-mainpid-hook/sdnotify"
+)
+
+// managerTimeout is how long systemd, which answers within milliseconds unless
+// it is very busy, may take: less than the hook waits (hook.ResultTimeout).
+var managerTimeout = 20 * time.Second
+
+// verifyTimeout is how long the verification may take. It takes microseconds, unless
+// a process keeps the reader of its memory waiting.
+const verifyTimeout = 5 * time.Second
+
+// notify waits for the PID, verifies it and tells systemd.
+func notify(c config, files *handover.Handover) error {
+	uid, err := lookup(c.user)
+	if err != nil {
+		return err
+	}
+	manager, err := sdnotify.FromEnvironment()
+	if err != nil {
+		return failure{exitManager, fmt.Errorf("%w (systemd sets it for the commands of a unit that has NotifyAccess=)", err)}
+	}
+	invocation := os.Getenv("INVOCATION_ID")
+	if c.unit != "" {
+		if err := checkEnvironment(c.unit, invocation); err != nil {
+			return err
+		}
+	}
+	if invocation == "" && c.require != conmonbridge.RequireUser {
+		return errors.New("INVOCATION_ID is not set, as systemd does for the commands of a unit: nothing tells this start of the unit from another one")
+	}
+
+	start := time.Now()
+	pid, err := wait(c, files)
+	if err != nil {
+		return err
+	}
+	c.log.Step("the mainpid file has %d, after %v", pid, time.Since(start).Round(time.Microsecond))
+	c.log.Add(message.ConmonPID, strconv.Itoa(pid))
+	claim, err := conmonbridge.NewClaim(pid)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errRefused, err)
+	}
+	defer claim.Close()
+	container, err := verify(claim, conmonbridge.Expected{
+		Requirement:  c.require,
+		UID:          uid,
+		InvocationID: invocation,
+		Podman:       podman(),
+		Executables:  c.executables,
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", errRefused, err)
+	}
+	name := c.verified(pid, uid, container)
+	// A systemd before 257 goes by the PID alone. Which one this is, nothing says
+	// that the unit's user could not have set, and to hold costs microseconds.
+	if os.Geteuid() == 0 {
+		if err := claim.Hold(); err != nil {
+			return fmt.Errorf("%w: %w", errRefused, err)
+		}
+	}
+
+	assignments, err := sdnotify.MainPID(claim.PIDFD(), pid)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", pid, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), managerTimeout)
+	defer cancel()
+	start = time.Now()
+	if err := manager.Send(ctx, assignments...); err != nil {
+		return failure{exitManager, err}
+	}
+	if err := manager.Barrier(ctx); err != nil {
+		return failure{exitManager, err}
+	}
+	c.log.Step("systemd answered after %v", time.Since(start).Round(time.Microsecond))
+	if err := claim.Alive(); err != nil {
+		return err
+	}
+	c.log.Say(message.MainProcess, c.about()+name+" is the main process", nil)
+	return nil
+}
+
+// verified logs that the process passed all checks, and returns what to call it.
+func (c config) verified(pid, uid int, container conmonbridge.Container) string {
+	if c.require == conmonbridge.RequireUser {
+		c.log.Step("process %d runs as UID %d", pid, uid)
+		return "process " + strconv.Itoa(pid)
+	}
+	c.log.Add(message.ContainerID, container.ShortID())
+	c.log.Add(message.ContainerName, container.Name)
+	c.log.Step("process %d runs as UID %d, executes conmon, has INVOCATION_ID=%s and is that of %v", pid, uid, os.Getenv("INVOCATION_ID"), container)
+	return fmt.Sprintf("conmon %d of %v", pid, container)
+}
+
+// verify is Claim.Verify within verifyTimeout. Claim.Verify, if it takes longer, goes
+// on until this process ends. verify also returns the container of the conmon.
+func verify(claim *conmonbridge.Claim, want conmonbridge.Expected) (conmonbridge.Container, error) {
+	type outcome struct {
+		container conmonbridge.Container
+		err       error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		o := outcome{err: claim.Verify(want)}
+		if o.err == nil && want.Requirement != conmonbridge.RequireUser {
+			o.container = conmonbridge.ContainerOf(claim.PID)
+		}
+		done <- o
+	}()
+	select {
+	case o := <-done:
+		return o.container, o.err
+	case <-time.After(verifyTimeout):
+		return conmonbridge.Container{}, fmt.Errorf("process %d: could not be verified within %v", claim.PID, verifyTimeout)
+	}
+}
+
+// wait waits for the PID until the time of the command line is over, or podman ends.
+func wait(c config, files *handover.Handover) (int, error) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	pidfd := -1
+	if pid := podman(); pid > 0 {
+		fd, err := unix.PidfdOpen(pid, 0)
+		switch err {
+		case nil:
+			defer unix.Close(fd)
+			pidfd = fd
+		case unix.ESRCH:
+			cancel(handover.ErrPodmanEnded)
+		default:
+			return 0, fmt.Errorf("pidfd_open of podman, process %d: %w", pid, err)
+		}
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	go func() {
+		cancel(fmt.Errorf("got signal %q while waiting for it", (<-signals).String()))
+	}()
+	if c.timeout > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("nothing came within %v", c.timeout))
+		defer stop()
+	}
+	pid, err := files.MainPID(ctx, pidfd)
+	if errors.Is(err, handover.ErrNoMainPID) {
+		explain := ""
+		if c.unit != "" { // with Cgroup=user podman's messages are not in the unit's log
+			explain = " (oci-mainpid explain " + c.unit + ")"
+		}
+		err = failure{exitNoPID, fmt.Errorf("%w; if podman's own messages%s do not say why: does podman run the hook (oci-mainpid-hook.json in a hooks_dir of containers.conf(5)), and does the unit set %s?", err, explain, handover.EnvMainPIDFile)}
+	}
+	return pid, err
+}
