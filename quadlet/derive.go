@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/podmancmd"
 	"oci-mainpid-hook/internal/unitfile"
 )
@@ -164,7 +165,7 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 			d.setCgroups(&e, p)
 		case p.StartsContainer() && !d.isQuadletOneshot():
 			// Another container than the unit's: the hook is to leave it alone.
-			wrap(&e, line, c, "/usr/bin/env", "-u OCI_MAINPID_FILE -u OCI_MAINPID_RESULT")
+			wrap(&e, line, c, "/usr/bin/env", "-u "+handover.EnvMainPIDFile+" -u "+handover.EnvResultFile)
 		case p.EntersContainer() && d.Options.Cgroup == dropin.Mixed && !c.AsRoot():
 			// The process starts in the unit's control group, and only root may move
 			// it from there into the container's.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/internal/account"
+	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/unitfile"
 )
 
@@ -181,19 +182,8 @@ func KeepManager(a account.Account, maker Maker) []*Dropin {
 	return dropins
 }
 
-// files are the mainpid and result files of a unit.
-type files struct{ mainPID, result string }
-
-// runFiles is where they are; the directory is conmonbridge's.
-const runFiles = "/run/oci-mainpid"
-
-// runMount is the unit that mounts a file system of its own there.
+// runMount is the unit that mounts a file system of its own on handover.Dir.
 const runMount = `run-oci\x2dmainpid.mount`
-
-func filesOf(unit string) files {
-	dir := filepath.Join(runFiles, unit)
-	return files{dir + "/mainpid", dir + "/result"}
-}
 
 // Delivery says how the PID gets from the hook to systemd.
 type Delivery struct {
@@ -215,15 +205,13 @@ type Delivery struct {
 // postStop are the lines of ExecStartPost= and ExecStopPost= that must come
 // behind its own; nil leaves those that there are where they are.
 func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart, postStop []string) {
-	files := filesOf(d.Unit)
-	name := unitfile.QuoteArgument(d.Unit)
-	mainPID, result := unitfile.QuoteArgument(files.mainPID), unitfile.QuoteArgument(files.result)
-	environment := unitfile.QuoteWord
+	mainPIDFile, resultFile := handover.Files(d.Unit)
+	name, argument, word := unitfile.QuoteArgument(d.Unit), unitfile.QuoteArgument, unitfile.QuoteWord
 	if unitfile.IsTemplate(d.Unit) {
 		// Only systemd knows the instance's name: %n.
-		files = filesOf("%n")
-		name, mainPID, result = "%n", files.mainPID, files.result
-		environment = func(text string) string { return text }
+		mainPIDFile, resultFile = handover.Files("%n")
+		asIs := func(text string) string { return text }
+		name, argument, word = "%n", asIs, asIs
 	}
 	// Where it does not exist or fails, the directory is in /run itself.
 	wanted := runMount
@@ -234,11 +222,11 @@ func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart,
 	d.SetUnit("After", wanted)
 	helper := "+" + unitfile.QuoteArgument(p.NotifyMainPID)
 	uid := " --user=" + strconv.Itoa(a.UID)
-	operands := " --unit=" + name + " " + mainPID + " " + result
+	operands := " --unit=" + name + " " + argument(mainPIDFile) + " " + argument(resultFile)
 
 	prepare := helper + " --prepare"
 	if how.OpenFile {
-		d.Set("OpenFile", unitfile.QuoteOpenFile(files.mainPID)+":mainpidfile")
+		d.Set("OpenFile", unitfile.QuoteOpenFile(mainPIDFile)+":"+handover.DescriptorName)
 		// podman hands on to the container whatever these name.
 		d.Set("UnsetEnvironment", "LISTEN_FDS LISTEN_PID LISTEN_FDNAMES LISTEN_PIDFDID")
 	} else {
@@ -248,9 +236,9 @@ func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart,
 	if how.Kube {
 		notify += " --require=kube"
 	}
-	d.Set("Environment", environment("OCI_MAINPID_FILE="+files.mainPID))
+	d.Set("Environment", word(handover.EnvMainPIDFile+"="+mainPIDFile))
 	if how.Handshake {
-		d.Set("Environment", environment("OCI_MAINPID_RESULT="+files.result))
+		d.Set("Environment", word(handover.EnvResultFile+"="+resultFile))
 		// The helper starts beside podman, which may have an image to pull
 		// first: TimeoutStartSec= bounds that.
 		notify += " --timeout=infinity"

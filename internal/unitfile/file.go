@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/regular"
 )
 
 // MaxSize bounds, in bytes, what is read of one unit file. systemd itself refuses a
@@ -59,36 +60,14 @@ func Load(path string) (*File, error) {
 	return u, nil
 }
 
-// Read returns the text of a unit file, of at most MaxSize bytes. It does not wait
-// for a FIFO.
+// Read returns the text of a unit file. The error is ErrTooLarge for one of more
+// than MaxSize bytes, or one of package regular.
 func Read(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
+	data, err := regular.Read(path, MaxSize)
+	if errors.Is(err, regular.ErrTooLarge) {
+		err = fmt.Errorf("read %s: %w", path, ErrTooLarge)
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if info.IsDir() {
-		return nil, fmt.Errorf("read %s: is a directory", path)
-	}
-	// A link to /dev/null is how systemd.unit(5) masks a unit: an empty file.
-	if IsNull(info) {
-		return nil, nil
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("read %s: is not a regular file", path)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > MaxSize {
-		return nil, fmt.Errorf("read %s: %w", path, ErrTooLarge)
-	}
-	return data, nil
+	return data, err
 }
 
 // IsNull reports whether the file is the device /dev/null, null(4).
