@@ -1,6 +1,7 @@
 package quadlet
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -139,6 +140,25 @@ func Asks(dirs []string) bool {
 	}
 	group.Wait()
 	return asks.Load()
+}
+
+// AskingFiles returns the paths of the Quadlet files in the directories that are ours
+// to serve or to refuse, sorted by name.
+func AskingFiles(dirs []string) []string {
+	var asking []string
+	files := quadletFiles(dirs)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		unit, err := loadQuadlet(files[name], dirs)
+		if err != nil {
+			// What cannot be parsed may ask all the same.
+			if text, readErr := unitfile.Read(files[name]); readErr == nil && textAsks(text) {
+				asking = append(asking, files[name])
+			}
+		} else if asks(unit) {
+			asking = append(asking, files[name])
+		}
+	}
+	return asking
 }
 
 // askingDropins returns those of the names in dir that are directories of

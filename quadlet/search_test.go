@@ -121,3 +121,17 @@ func TestQuadletFiles(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestAskingFiles(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/web.container", "[Container]\n[Service]\nUser=web\n")
+	write(t, dir+"/root.container", "[Container]\n")
+	write(t, dir+"/slip.volume", "[Volume]\n[X-MianPID]\n")
+	write(t, dir+"/broken.kube", "[X-MainPID] # x\n")
+	write(t, dir+"/dropin.pod", "[Pod]\n")
+	write(t, dir+"/dropin.pod.d/10.conf", "[Service]\nUser=web\n")
+	want := []string{dir + "/broken.kube", dir + "/dropin.pod", dir + "/slip.volume", dir + "/web.container"}
+	if got := AskingFiles([]string{dir}); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q", got)
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"oci-mainpid-hook/internal/message"
+	"oci-mainpid-hook/quadlet"
 )
 
 // Exit statuses, as in oci-mainpid(8).
@@ -97,7 +98,7 @@ func command() *cobra.Command {
 	root.Flags().BoolVar(&printVersion, "version", false, "print the version")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
 	root.PersistentFlags().BoolVar(&log.Verbose, "verbose", false, "say what is done, on standard error; check: of several units, show what is well, too")
-	root.AddCommand(generateCommand(log), checkCommand(log), statusCommand(log), explainCommand(log), refuseCommand())
+	root.AddCommand(generateCommand(log), checkCommand(log), statusCommand(log), explainCommand(log), refuseCommand(), quadletFilesCommand())
 	return root
 }
 
@@ -127,4 +128,25 @@ func refuseCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&refused.unit, "unit", "unit", "the unit's name")
 	return cmd
+}
+
+// quadletFilesCommand is for the scripts of the packages.
+func quadletFilesCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "quadlet-files",
+		Short:  "Print the paths of the Quadlet files that ask for a user",
+		Hidden: true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError(fmt.Errorf("%d arguments, not none", len(args)))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, path := range quadlet.AskingFiles(quadlet.SearchDirs()) {
+				fmt.Fprintln(cmd.OutOrStdout(), path)
+			}
+			return nil
+		},
+	}
 }
