@@ -78,7 +78,7 @@ func (r *Reader) readMachine(ctx context.Context) {
 		}
 	}
 
-	m.Settings, m.Problems = containersconf.Reader{System: containersconf.SystemFiles}.Read()
+	m.Settings, m.Problems = containersconf.Reader{System: containersconf.SystemFiles}.Read(ctx)
 	m.Podman = versioned(ctx, look("podman"))
 	m.Conmon = versioned(ctx, findConmon(m.Settings.ConmonPath))
 	m.Runtime = versioned(ctx, findRuntime(m.Settings.Runtime))
@@ -330,7 +330,7 @@ func (r *Reader) readUser(ctx context.Context, u *Unit) {
 	if config == "" {
 		config = filepath.Join(u.Home.Path, ".config")
 	}
-	u.Settings, u.Problems = containersconf.Reader{System: containersconf.SystemFiles, Home: u.Home.Path, Config: config}.Read()
+	u.Settings, u.Problems = containersconf.Reader{System: containersconf.SystemFiles, Home: u.Home.Path, Config: config}.Read(ctx)
 	podman, _ := u.Unit.Podman()
 	if dir, ok := podman.Option("--hooks-dir"); ok {
 		u.Settings.HooksDir, u.Settings.HooksDirFrom = []string{dir}, "podman's --hooks-dir"
