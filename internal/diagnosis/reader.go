@@ -88,7 +88,7 @@ func (r *Reader) readMachine(ctx context.Context) {
 	m.NotifyMainPID = program(r.comparer.programs.NotifyMainPID)
 	prefix := filepath.Dir(filepath.Dir(m.Self))
 	r.installed = filepath.Join(prefix, "share/containers/oci/hooks.d")
-	m.Hook = r.findHook(m.Settings)
+	m.Hook = r.findHook(ctx, m.Settings)
 	for _, dir := range []string{"/run/systemd", "/etc/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd"} {
 		if g := program(dir + "/system-generators/oci-mainpid-generator"); g.Path != "" && m.Generator.Path == "" {
 			m.Generator = g
@@ -109,10 +109,10 @@ func (r *Reader) readMachine(ctx context.Context) {
 }
 
 // findHook looks for our hook where podman does, and where it was installed.
-func (r *Reader) findHook(s containersconf.Settings) Hook {
-	h := findHook(s.HooksDir)
+func (r *Reader) findHook(ctx context.Context, s containersconf.Settings) Hook {
+	h := findHook(ctx, s.HooksDir)
 	if h.JSON == "" {
-		h.Installed = findHook([]string{r.installed, containersconf.DefaultHooksDir}).JSON
+		h.Installed = findHook(ctx, []string{r.installed, containersconf.DefaultHooksDir}).JSON
 	}
 	return h
 }
@@ -335,7 +335,7 @@ func (r *Reader) readUser(ctx context.Context, u *Unit) {
 	if dir, ok := podman.Option("--hooks-dir"); ok {
 		u.Settings.HooksDir, u.Settings.HooksDirFrom = []string{dir}, "podman's --hooks-dir"
 	}
-	u.Hook = r.findHook(u.Settings)
+	u.Hook = r.findHook(ctx, u.Settings)
 
 	service := "user@" + uid + ".service"
 	if m, err := r.manager.Unit(ctx, service); err == nil {
