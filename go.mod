@@ -3,6 +3,7 @@ module oci-mainpid-hook
 go 1.24.0
 
 require (
+	github.com/BurntSushi/toml v1.6.0
 	github.com/containers/common v0.64.2
 	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/godbus/dbus/v5 v5.1.0
@@ -13,6 +14,7 @@ require (
 	github.com/spf13/cobra v1.10.2
 	github.com/spf13/pflag v1.0.9
 	golang.org/x/sys v0.40.0
+	golang.org/x/text v0.34.0
 )
 
 require (

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"testing"
 
-	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/dropin"
 	"oci-mainpid-hook/internal/podmancmd"
 	"oci-mainpid-hook/internal/unitfile"
@@ -61,7 +60,7 @@ func planCorpus(t *testing.T, quadlet, dir string, programs dropin.Programs) (se
 	}
 	p := NewPlanner(dropin.Generator)
 	p.Programs = programs
-	p.Accounts = &account.Accounts{Etc: "../internal/account/testdata/etc", Getent: "-"}
+	p.Accounts = testAccounts(t)
 	p.UnitDirs = nil
 	// Quadlet writes some options in another order each time.
 	p.Convert = func(context.Context, string, []string) ([]Converted, []string, error) { return services, messages, nil }

@@ -32,6 +32,17 @@ func link(t *testing.T, target, path string) {
 	}
 }
 
+// testAccounts has the users web and db, and bare, who has no subordinate IDs.
+func testAccounts(t *testing.T) *account.Accounts {
+	t.Helper()
+	etc := t.TempDir()
+	write(t, etc+"/passwd", "root:x:0:0::/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\ndb:x:1001:1001::/home/db:/bin/sh\nbare:x:1002:1002::/:/bin/sh\n")
+	for _, file := range []string{"/subuid", "/subgid"} {
+		write(t, etc+file, "web:100000:65536\ndb:165536:65536\n")
+	}
+	return &account.Accounts{Etc: etc, Getent: "-"}
+}
+
 // converted stands for Quadlet: it makes a service of each file, which keeps the
 // file's sections as Quadlet does.
 func converted(t *testing.T, dir string, files map[string]string) []Converted {
@@ -81,7 +92,7 @@ func planner(t *testing.T, files map[string]string) (*Planner, string) {
 	return &Planner{
 		Maker:    dropin.Generator,
 		Dirs:     []string{dir},
-		Accounts: &account.Accounts{Etc: "../internal/account/testdata/etc", Getent: "-"},
+		Accounts: testAccounts(t),
 		Programs: testPrograms,
 		FindQuadlet: func() (string, bool, error) {
 			return "/quadlet", false, nil
@@ -171,7 +182,7 @@ func TestPlan(t *testing.T) {
 		{"a carriage return", map[string]string{"a.container": "[Container]\n[Service]\nRestart=no\rUser=web\n"}, map[string]string{"a.service": "web mixed"}, nil},
 
 		{"unknown user", map[string]string{"a.container": "[Container]\n[Service]\nUser=nobodyhere\n"}, map[string]string{"a.service": `error: user "nobodyhere" does not exist`}, nil},
-		{"a user without subordinate IDs", map[string]string{"a.container": "[Container]\n[Service]\nUser=bare\n"}, map[string]string{"a.service": "usermod --add-subuids 365536-431071 --add-subgids 365536-431071 bare"}, nil},
+		{"a user without subordinate IDs", map[string]string{"a.container": "[Container]\n[Service]\nUser=bare\n"}, map[string]string{"a.service": "usermod --add-subuids 231072-296607 --add-subgids 231072-296607 bare"}, nil},
 		{"a user that only systemd knows", map[string]string{"a@.container": "[Container]\n[Service]\nUser=%i\n"}, map[string]string{"a@.service": "root"}, []string{"a@.service: User=%i in [Service] is left to systemd"}},
 		{"options for a user that only systemd knows", map[string]string{"a@.container": "[Container]\n[Service]\nUser=%i\n[X-MainPID]\nCgroup=user\n"}, map[string]string{"a@.service": "error: User=%i in [Service] is known to systemd only"}, nil},
 		{"a dynamic user", map[string]string{"a.container": "[Container]\n[Service]\nUser=web\nDynamicUser=yes\n"}, map[string]string{"a.service": "root"}, []string{"is left to systemd"}},

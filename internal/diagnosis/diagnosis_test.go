@@ -2,6 +2,7 @@ package diagnosis
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -253,7 +254,9 @@ func TestUnits(t *testing.T) {
 			u.Hook = Hook{Installed: "/usr/share/containers/oci/hooks.d/oci-mainpid-hook.json"}
 			u.Settings = containersconf.Settings{HooksDirFrom: "/etc/containers/containers.conf"}
 		}, "hook", Fail, "podman reads nothing", `hooks_dir = ["/usr/share/containers/oci/hooks.d"]`},
-		"hooks at home":   {func(u *Unit) { u.Hook = Hook{Unread: []string{"/home/web/hooks"}} }, "hook", Warn, "was not looked into", "add the directory"},
+		"hooks at home": {func(u *Unit) {
+			u.Hook = Hook{Unread: []error{errors.New("/home/web belongs to UID 1000, not to root"), errors.New("/x")}}
+		}, "hook", Warn, "was looked into: /home/web belongs to UID 1000, not to root; and 1 more", "add the directory"},
 		"shadowed":        {func(u *Unit) { u.Hook = Hook{Shadow: "/etc/x.json"} }, "hook", Fail, "takes the place", "rm /etc/x.json"},
 		"a file not read": {func(u *Unit) { u.Problems = []error{errors.New("/home/web/x: a link")} }, "hook", Warn, "/home/web/x: a link", "that file"},
 		"CONTAINERS_CONF": {func(u *Unit) { u.Unit.Environment = append(u.Unit.Environment, "CONTAINERS_CONF=/x") }, "hook", Warn, "/x (CONTAINERS_CONF)", ""},
@@ -360,6 +363,17 @@ func TestFindHook(t *testing.T) {
 	write("annotated/x.json", strings.ReplaceAll(ours, "always\":true", "always\":false"), 0o644)
 	write("gone/x.json", strings.ReplaceAll(ours, "/bin/", "/none/"), 0o644)
 	write("theirs/x.json", ours, 0o644)
+	write("proc/x.json", strings.ReplaceAll(ours, base, "/proc/self/root"+base), 0o644)
+	write("large/x.json", ours+strings.Repeat(" ", maxJSON), 0o644)
+	write("full/1.json", strings.Repeat(" ", maxJSON), 0o644)
+	write("full/2.json", strings.Repeat(" ", maxJSON), 0o644)
+	write("full/3.json", strings.Repeat(" ", maxJSON), 0o644)
+	for i := range maxHookFiles + 1 {
+		write(fmt.Sprintf("many/%d.json", i), "{}", 0o644)
+	}
+	if err := os.Symlink("/proc/self/root"+base+"/a", filepath.Join(base, "link")); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Chown(filepath.Join(base, "theirs"), 12345, -1); err != nil {
 		t.Skip("needs root: ", err)
 	}
@@ -375,15 +389,45 @@ func TestFindHook(t *testing.T) {
 		"another stage":     {[]string{"prestart"}, func(h Hook) bool { return h.Wrong != nil }},
 		"another condition": {[]string{"annotated"}, func(h Hook) bool { return h.Wrong != nil }},
 		"no program":        {[]string{"gone"}, func(h Hook) bool { return h.Wrong != nil }},
-		"somebody else's":   {[]string{"theirs"}, func(h Hook) bool { return h.JSON == "" && len(h.Unread) == 1 }},
+		"below /proc":       {[]string{"/proc/self/root" + base + "/a"}, func(h Hook) bool { return h.JSON == "" && strings.Contains(several(h.Unread), "is below /proc") }},
+		"a link to it":      {[]string{"link"}, func(h Hook) bool { return h.JSON == "" && strings.Contains(several(h.Unread), "is below /proc") }},
+		"a program there":   {[]string{"proc"}, func(h Hook) bool { return strings.Contains(h.Wrong.Error(), "is below /proc") }},
+		"large":             {[]string{"large", "a"}, func(h Hook) bool { return h.JSON != "" && strings.Contains(several(h.Unread), "more than 64 KiB") }},
+		"many files":        {[]string{"many"}, func(h Hook) bool { return strings.Contains(several(h.Unread), "more than 256 files") }},
+		"33 directories": {slices.Repeat([]string{"a"}, 33), func(h Hook) bool {
+			return h.JSON != "" && strings.Contains(several(h.Unread), "33 directories, more than 32")
+		}},
+		"much in all": {slices.Repeat([]string{"full"}, 32), func(h Hook) bool {
+			return strings.Contains(several(h.Unread), "the files before it are larger than 4096 KiB")
+		}},
+		"somebody else's": {[]string{"theirs"}, func(h Hook) bool { return h.JSON == "" && len(h.Unread) == 1 }},
 	} {
 		var dirs []string
 		for _, d := range c.dirs {
-			dirs = append(dirs, filepath.Join(base, d))
+			if !filepath.IsAbs(d) {
+				d = filepath.Join(base, d)
+			}
+			dirs = append(dirs, d)
 		}
-		if h := findHook(dirs); !c.check(h) {
+		if h := findHook(t.Context(), dirs); !c.check(h) {
 			t.Errorf("%s: %+v", name, h)
 		}
+	}
+}
+
+func TestFindHookEndsWithItsContext(t *testing.T) {
+	dir, err := os.MkdirTemp("/run", "diagnosis-test-")
+	if err != nil || os.Geteuid() != 0 {
+		t.Skip("needs root: ", err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.WriteFile(dir+"/x.json", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if h := findHook(ctx, []string{dir}); len(h.Unread) != 1 || !errors.Is(h.Unread[0], context.Canceled) {
+		t.Errorf("%+v", h)
 	}
 }
 

@@ -1,39 +1,39 @@
 package diagnosis
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"oci-mainpid-hook/internal/containersconf"
+	"oci-mainpid-hook/internal/printable"
+	"oci-mainpid-hook/internal/rootpath"
 	"oci-mainpid-hook/internal/terminal"
 )
 
 const hookName = "oci-mainpid-hook"
 
-// Hook is what the directories of hooks have of ours.
+// Hook is what the directories of hooks say about our hook.
 type Hook struct {
-	// JSON is the path of the file that names our hook, empty if none does.
+	// JSON is the path of the file that names our hook, empty if no file does.
 	JSON string
-	// Path is the hook's own, as the file has it.
+	// Path is the path of the hook's program, as JSON has it.
 	Path string
-	// Wrong is what is wrong with either.
+	// Wrong is what is wrong with JSON or with the program.
 	Wrong error
-	// Unread are directories that were not looked into, because others than root
-	// can change them.
-	Unread []string
-	// Shadow is a file of the same name in a later directory, which takes the
-	// place of ours.
+	// Unread says which directories or files were not looked into, and why: one
+	// error for each.
+	Unread []error
+	// Shadow is a file of the same name in a later directory, which podman reads
+	// instead of ours.
 	Shadow string
-	// Installed is where our file is besides, in a directory that podman does
-	// not read.
+	// Installed is the path of our file in a directory that podman does not read.
 	Installed string
 }
 
@@ -48,35 +48,51 @@ type configuration struct {
 	Stages []string `json:"stages"`
 }
 
-// maxJSON bounds what is read of a hook's JSON.
-const maxJSON = 1 << 20
+// Bounds of what is read of hooks, because a user's containers.conf says where
+// the hooks are.
+const (
+	maxHookDirs  = 32
+	maxHookFiles = 256      // in one directory
+	maxJSON      = 64 << 10 // bytes of one file
+	maxAllJSON   = 4 << 20  // bytes of all files
+	maxUnread    = 8        // errors that are kept
+)
 
-// findHook looks for our hook in the directories, as podman does: of files with
-// one name, that of the last directory counts.
-func findHook(dirs []string) Hook {
-	var h Hook
-	last := map[string]string{}        // the path that counts, by name
-	ours := map[string]configuration{} // those that name our hook, by path
+// findHook looks for our hook in the directories, as podman does: of several
+// files with one name, podman reads the one in the last directory. When ctx ends,
+// the rest is left unread.
+func findHook(ctx context.Context, dirs []string) Hook {
+	h := Hook{}
+	if len(dirs) > maxHookDirs {
+		h.unread(fmt.Errorf("hooks_dir has %d directories, more than %d: the others were not looked into", len(dirs), maxHookDirs))
+		dirs = dirs[:maxHookDirs]
+	}
+	last := map[string]string{}        // the path that podman reads, by name
+	ours := map[string]configuration{} // the files that name our hook, by path
+	bytes := 0
 	for _, dir := range dirs {
-		dir = filepath.Clean(dir)
-		if err := onlyRoots(dir); err != nil {
-			if !errors.Is(err, os.ErrNotExist) {
-				h.Unread = append(h.Unread, dir)
-			}
-			continue
-		}
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			continue
-		}
-		for _, e := range entries {
-			name := e.Name()
+		names, err := rootpath.ReadDir(filepath.Clean(dir), maxHookFiles)
+		h.unread(err)
+		for _, name := range names {
 			if filepath.Ext(name) != ".json" {
 				continue
 			}
+			if err := ctx.Err(); err != nil {
+				h.unread(fmt.Errorf("%s and what comes after it: %w", dir, err))
+				return h
+			}
 			path := filepath.Join(dir, name)
 			last[name] = path
-			if c, err := readConfiguration(path); err == nil && filepath.Base(c.Hook.Path) == hookName {
+			b, err := rootpath.ReadFile(path, maxJSON)
+			if bytes += len(b); bytes > maxAllJSON {
+				h.unread(fmt.Errorf("%s and what comes after it: the files before it are larger than %d KiB", path, maxAllJSON>>10))
+				return h
+			}
+			var c configuration
+			switch {
+			case err != nil:
+				h.unread(err)
+			case json.Unmarshal(b, &c) == nil && filepath.Base(c.Hook.Path) == hookName:
 				ours[path] = c
 			}
 		}
@@ -93,21 +109,12 @@ func findHook(dirs []string) Hook {
 	return h
 }
 
-// readConfiguration reads a file in a directory of root's, where a link is
-// root's, too.
-func readConfiguration(path string) (c configuration, err error) {
-	info, err := os.Stat(path)
-	switch {
-	case err != nil:
-		return c, err
-	case !info.Mode().IsRegular() || info.Size() > maxJSON:
-		return c, fmt.Errorf("%s is no file of ordinary size", path)
+// unread keeps an error about what was not looked into. What is not there is no
+// error.
+func (h *Hook) unread(err error) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && len(h.Unread) < maxUnread {
+		h.Unread = append(h.Unread, err)
 	}
-	b, err := os.ReadFile(path)
-	if err == nil {
-		err = json.Unmarshal(b, &c)
-	}
-	return c, err
 }
 
 // check returns what keeps the hook from running for every container.
@@ -118,43 +125,18 @@ func (c configuration) check() error {
 	case c.When.Always == nil || !*c.When.Always:
 		return errors.New(`"when" is not {"always": true}`)
 	}
-	info, err := os.Stat(c.Hook.Path)
+	mode, err := rootpath.Stat(c.Hook.Path)
 	switch {
 	case err != nil:
 		return fmt.Errorf("the hook: %w", err)
-	case !info.Mode().IsRegular() || info.Mode()&0o111 == 0:
+	case !mode.IsRegular() || mode&0o111 == 0:
 		return fmt.Errorf("%s cannot be executed", c.Hook.Path)
 	}
 	return nil
 }
 
-// onlyRoots returns an error unless nobody but root can change what is in a
-// directory, or which directory that is. Links of root's are followed.
-func onlyRoots(dir string) error {
-	resolved, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return err
-	}
-	for _, path := range []string{dir, resolved} {
-		for ; ; path = filepath.Dir(path) {
-			var st unix.Stat_t
-			if err := unix.Lstat(path, &st); err != nil {
-				return err
-			}
-			link := st.Mode&unix.S_IFMT == unix.S_IFLNK
-			if st.Uid != 0 || !link && st.Mode&0o022 != 0 {
-				return fmt.Errorf("%s can be changed by others than root", path)
-			}
-			if path == "/" || path == "." {
-				break
-			}
-		}
-	}
-	return nil
-}
-
-// judge tells whether podman would run the hook, given the settings that say
-// where it looks and what could not be read of them.
+// judge reports whether podman would run the hook. The settings say where podman
+// looks, and problems is what could not be read of the settings.
 func (h Hook) judge(p *points, s containersconf.Settings, problems []error) {
 	const what = "hook"
 	from := "podman's default"
@@ -171,8 +153,8 @@ func (h Hook) judge(p *points, s containersconf.Settings, problems []error) {
 	case h.JSON == "" && h.Shadow != "":
 		p.fail(what, h.Shadow+" takes the place of the file of that name with our hook", "rm "+terminal.Quote(h.Shadow))
 	case h.JSON == "" && len(h.Unread) > 0:
-		p.warn(what, fmt.Sprintf("podman reads %s (%s), which is not root's and was not looked into", strings.Join(h.Unread, ", "), from),
-			"add the directory of root's: "+setting(s, h.Installed))
+		p.warn(what, fmt.Sprintf("not all that podman reads (%s) was looked into: %s", from, several(h.Unread)),
+			"in hooks_dir, add the directory that has our hook: "+setting(s, h.Installed))
 	case h.JSON == "" && h.Installed != "" && s.HooksDirFrom != "":
 		p.fail(what, fmt.Sprintf("podman reads %s (hooks_dir in %s), not %s, which has our hook", dirs, from, filepath.Dir(h.Installed)),
 			"there: "+setting(s, h.Installed))
@@ -182,10 +164,18 @@ func (h Hook) judge(p *points, s containersconf.Settings, problems []error) {
 	case h.JSON == "":
 		p.fail(what, fmt.Sprintf("no JSON in %s (%s) names %s", dirs, from, hookName), "install oci-mainpid-hook again, whole")
 	case len(problems) > 0:
-		p.warn(what, fmt.Sprintf("%s, but a file was not read that could say otherwise: %v", h.JSON, problems[0]), "have a look at that file")
+		p.warn(what, fmt.Sprintf("%s, but a file that could change this was not read: %s", h.JSON, several(problems)), "have a look at that file")
 	default:
 		p.ok(what, h.JSON)
 	}
+}
+
+// several returns the first error, and how many more there are.
+func several(errs []error) string {
+	if more := len(errs) - 1; more > 0 {
+		return fmt.Sprintf("%v; and %s more", errs[0], printable.Count(more))
+	}
+	return errs[0].Error()
 }
 
 // setting is the line of containers.conf(5) that adds our directory.

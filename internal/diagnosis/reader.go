@@ -77,7 +77,7 @@ func (r *Reader) readMachine(ctx context.Context) {
 		}
 	}
 
-	m.Settings, m.Problems = containersconf.Reader{System: containersconf.SystemFiles}.Read()
+	m.Settings, m.Problems = containersconf.Reader{System: containersconf.SystemFiles}.Read(ctx)
 	m.Podman = versioned(ctx, look("podman"))
 	m.Conmon = versioned(ctx, findConmon(m.Settings.ConmonPath))
 	m.Runtime = versioned(ctx, findRuntime(m.Settings.Runtime))
@@ -87,7 +87,7 @@ func (r *Reader) readMachine(ctx context.Context) {
 	m.NotifyMainPID = program(r.programs.NotifyMainPID)
 	prefix := filepath.Dir(filepath.Dir(m.Self))
 	r.installed = filepath.Join(prefix, "share/containers/oci/hooks.d")
-	m.Hook = r.findHook(m.Settings)
+	m.Hook = r.findHook(ctx, m.Settings)
 	for _, dir := range []string{"/run/systemd", "/etc/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd"} {
 		if g := program(dir + "/system-generators/oci-mainpid-generator"); g.Path != "" && m.Generator.Path == "" {
 			m.Generator = g
@@ -108,10 +108,10 @@ func (r *Reader) readMachine(ctx context.Context) {
 }
 
 // findHook looks for our hook where podman does, and where it was installed.
-func (r *Reader) findHook(s containersconf.Settings) Hook {
-	h := findHook(s.HooksDir)
+func (r *Reader) findHook(ctx context.Context, s containersconf.Settings) Hook {
+	h := findHook(ctx, s.HooksDir)
 	if h.JSON == "" {
-		h.Installed = findHook([]string{r.installed, containersconf.DefaultHooksDir}).JSON
+		h.Installed = findHook(ctx, []string{r.installed, containersconf.DefaultHooksDir}).JSON
 	}
 	return h
 }
@@ -322,12 +322,12 @@ func (r *Reader) readUser(ctx context.Context, u *Unit) {
 	if config == "" {
 		config = filepath.Join(u.Home.Path, ".config")
 	}
-	u.Settings, u.Problems = containersconf.Reader{System: containersconf.SystemFiles, Home: u.Home.Path, Config: config}.Read()
+	u.Settings, u.Problems = containersconf.Reader{System: containersconf.SystemFiles, Home: u.Home.Path, Config: config}.Read(ctx)
 	podman, _ := u.Unit.Podman()
 	if dir, ok := podman.Global("hooks-dir"); ok {
 		u.Settings.HooksDir, u.Settings.HooksDirFrom = []string{dir}, "podman's --hooks-dir"
 	}
-	u.Hook = r.findHook(u.Settings)
+	u.Hook = r.findHook(ctx, u.Settings)
 
 	service := u.Account.Manager()
 	if m, err := r.manager.Unit(ctx, service); err == nil {

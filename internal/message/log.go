@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"oci-mainpid-hook/internal/terminal"
+	"oci-mainpid-hook/internal/printable"
 )
 
 // Names of fields. The values of those about the container are what conmon's own
@@ -116,11 +116,7 @@ func (l *Log) ToJournal() bool {
 // Line makes text one line of bounded length that has nothing in it that a
 // terminal acts on.
 func Line(text string) string {
-	return clean(strings.ReplaceAll(text, "\n", "; "), maxText)
-}
-
-func clean(text string, most int) string {
-	return terminal.Clean(text[:min(len(text), most)])
+	return printable.Clip(strings.ReplaceAll(text, "\n", "; "), maxText)
 }
 
 // Send sends text, as Line returned it, to the journal alone, and reports whether
@@ -151,7 +147,7 @@ func (l *Log) entry(kind Kind, text string, cause error) []byte {
 		field("DOCUMENTATION", kind.Documentation)
 	}
 	if l.Unit != "" {
-		unit := clean(l.Unit, maxValue)
+		unit := printable.Clip(l.Unit, maxValue)
 		field(unitField, unit)
 		field(objectUnit, unit)
 	}
@@ -159,7 +155,7 @@ func (l *Log) entry(kind Kind, text string, cause error) []byte {
 		field("ERRNO", strconv.Itoa(int(errno)))
 	}
 	for i := 0; i+1 < len(l.fields); i += 2 {
-		field(l.fields[i], clean(l.fields[i+1], maxValue))
+		field(l.fields[i], printable.Clip(l.fields[i+1], maxValue))
 	}
 	return entry
 }

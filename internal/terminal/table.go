@@ -1,9 +1,6 @@
 package terminal
 
-import (
-	"strings"
-	"unicode/utf8"
-)
+import "strings"
 
 // Column is a column of a Table.
 type Column struct {
@@ -44,10 +41,10 @@ const separator = " "
 func (t *Table) Write(o *Output) {
 	widths := make([]int, len(t.Columns))
 	for i, c := range t.Columns {
-		widths[i] = utf8.RuneCountInString(c.Title)
+		widths[i] = Columns(c.Title)
 		for _, r := range t.rows {
 			if i < len(r.cells) {
-				widths[i] = max(widths[i], utf8.RuneCountInString(r.cells[i].Text))
+				widths[i] = max(widths[i], Columns(r.cells[i].Text))
 			}
 		}
 	}
@@ -92,7 +89,7 @@ func (t *Table) line(o *Output, widths []int, cells []Cell) {
 	blank := 0
 	for i, c := range cells {
 		text := Fit(c.Text, widths[i])
-		fill := widths[i] - utf8.RuneCountInString(text)
+		fill := widths[i] - Columns(text)
 		if t.Columns[i].Right {
 			blank += fill
 			fill = 0

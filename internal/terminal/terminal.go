@@ -1,5 +1,6 @@
-// Package terminal is what output for people needs: text without control
-// characters, lines of a known width, colour where it is wanted.
+// Package terminal writes for people: tables and lines that fit a terminal's
+// width, and colour where it is wanted. Text that somebody else wrote must be
+// clean, see package printable.
 package terminal
 
 import (
@@ -7,10 +8,11 @@ import (
 	"io"
 	"os"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/text/width"
+
+	"oci-mainpid-hook/internal/printable"
 )
 
 // defaultWidth is the width of output that goes to no terminal.
@@ -19,7 +21,7 @@ const defaultWidth = 80
 // Style is how a piece of text stands out.
 type Style int
 
-// The styles. What they mean is said in words as well: colour is never the only
+// The styles. Words say what a style means, too: colour is never the only
 // difference.
 const (
 	Plain Style = iota
@@ -64,7 +66,8 @@ func New(w io.Writer) *Output {
 	return o
 }
 
-// Resize takes over the terminal's width, which changes with SIGWINCH.
+// Resize asks the terminal for its width again, which may change at any time
+// (SIGWINCH).
 func (o *Output) Resize() {
 	if f, ok := o.Writer.(*os.File); ok && o.Terminal {
 		if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 {
@@ -92,81 +95,83 @@ func (o *Output) Paint(s Style, text string) string {
 	return "\x1b[" + code + "m" + text + "\x1b[m"
 }
 
-// Printf writes what is clean already.
+// Printf writes text that is clean already.
 func (o *Output) Printf(format string, args ...any) { fmt.Fprintf(o.Writer, format, args...) }
 
-// Clean returns text on one line with nothing in it that a terminal acts on:
-// control characters, and those that change the direction of writing or cannot
-// be seen, become escape sequences such as \x1b. Text that others wrote goes
-// through it before it is shown.
-func Clean(text string) string {
-	clean := true
-	for i := 0; i < len(text) && clean; i++ {
-		clean = text[i] >= ' ' && text[i] < 0x7f
+// Clean is printable.Clean: text that somebody else wrote goes through it before
+// it is shown.
+func Clean(text string) string { return printable.Clean(text) }
+
+// columns returns how many columns of a terminal a rune of clean text takes: 2 if
+// it is wide, as Chinese characters and emoji are, else 1. Runes that take none,
+// or join with others, are not in clean text.
+func columns(r rune) int {
+	switch width.LookupRune(r).Kind() {
+	case width.EastAsianWide, width.EastAsianFullwidth:
+		return 2
 	}
-	if clean {
-		return text
-	}
-	var b strings.Builder
-	for i := 0; i < len(text); {
-		r, n := utf8.DecodeRuneInString(text[i:])
-		switch {
-		case r == utf8.RuneError && n == 1, r < ' ' && r != '\t' && r != '\n', r == 0x7f:
-			fmt.Fprintf(&b, `\x%02x`, text[i])
-		case r == '\t' || r == '\n' || r == '\u00a0':
-			b.WriteByte(' ')
-		case unicode.Is(unicode.Mn, r) || !unicode.IsPrint(r):
-			fmt.Fprintf(&b, `\u%04x`, r)
-		default:
-			b.WriteString(text[i : i+n])
-		}
-		i += n
-	}
-	return b.String()
+	return 1
 }
 
-// Fit returns clean text in at most width columns, with a ~ where it is cut. A
-// rune counts as one column.
-func Fit(text string, width int) string {
-	if utf8.RuneCountInString(text) <= width {
+// Columns returns how many columns of a terminal clean text takes.
+func Columns(text string) int {
+	n := 0
+	for _, r := range text {
+		n += columns(r)
+	}
+	return n
+}
+
+// head returns the bytes of the longest beginning of text that fits.
+func head(text string, most int) int {
+	for i, r := range text {
+		if most -= columns(r); most < 0 {
+			return i
+		}
+	}
+	return len(text)
+}
+
+// Fit returns clean text in at most so many columns, with a ~ where it is cut.
+func Fit(text string, most int) string {
+	if Columns(text) <= most {
 		return text
 	}
-	if width <= 0 {
+	if most <= 0 {
 		return ""
 	}
-	return string([]rune(text)[:width-1]) + "~"
+	return text[:head(text, most-1)] + "~"
 }
 
-// Pad returns clean text in exactly width columns.
-func Pad(text string, width int) string {
-	text = Fit(text, width)
-	return text + strings.Repeat(" ", width-utf8.RuneCountInString(text))
+// Pad returns clean text in exactly so many columns.
+func Pad(text string, exactly int) string {
+	text = Fit(text, exactly)
+	return text + strings.Repeat(" ", max(exactly-Columns(text), 0))
 }
 
 // PadLeft is Pad for numbers.
-func PadLeft(text string, width int) string {
-	text = Fit(text, width)
-	return strings.Repeat(" ", width-utf8.RuneCountInString(text)) + text
+func PadLeft(text string, exactly int) string {
+	text = Fit(text, exactly)
+	return strings.Repeat(" ", max(exactly-Columns(text), 0)) + text
 }
 
-// Wrap breaks clean text into lines of at most width columns, between words
-// where there are any.
-func Wrap(text string, width int) []string {
+// Wrap breaks clean text into lines of at most so many columns, between words
+// where there are several.
+func Wrap(text string, most int) []string {
 	var lines []string
-	line := []rune(strings.TrimSpace(text))
-	for len(line) > width {
-		at := width
-		for at > 0 && line[at] != ' ' {
-			at--
+	line := strings.TrimSpace(text)
+	for Columns(line) > most {
+		fits := max(head(line, most), len(string([]rune(line)[:1]))) // a wide rune in one column
+		at := fits
+		if line[at] != ' ' {
+			if space := strings.LastIndexByte(line[:at], ' '); space > 0 {
+				at = space
+			}
 		}
-		rest := at + 1
-		if at == 0 { // a word that is too long
-			at, rest = width, width
-		}
-		lines = append(lines, strings.TrimRight(string(line[:at]), " "))
-		line = []rune(strings.TrimLeft(string(line[rest:]), " "))
+		lines = append(lines, strings.TrimRight(line[:at], " "))
+		line = strings.TrimLeft(line[at:], " ")
 	}
-	return append(lines, string(line))
+	return append(lines, line)
 }
 
 // Quote returns a word as a POSIX shell reads it back, for commands that are

@@ -7,37 +7,20 @@ import (
 	"testing"
 )
 
-func TestCleanLeavesNothingThatATerminalActsOn(t *testing.T) {
-	for name, c := range map[string]struct{ in, want string }{
-		"plain":               {"web.service", "web.service"},
-		"other letters":       {"Überprüfung “x”", "Überprüfung “x”"},
-		"colour":              {"\x1b[31mred", `\x1b[31mred`},
-		"title, with a bell":  {"\x1b]0;x\a", `\x1b]0;x\x07`},
-		"one byte CSI":        {"\u009b31m", `\u009b31m`},
-		"the same, not UTF-8": {"\x9b31m", `\x9b31m`},
-		"lines":               {"a\nb\tc\r", `a b c\x0d`},
-		"right to left":       {"a\u202eb", `a\u202eb`},
-		"zero width":          {"a\u200bb", `a\u200bb`},
-		"piled up marks":      {"a\u0300", `a\u0300`},
-		"delete":              {"a\x7f", `a\x7f`},
-	} {
-		if got := Clean(c.in); got != c.want {
-			t.Errorf("%s: %q, want %q", name, got, c.want)
-		}
-	}
-}
-
 func TestWrap(t *testing.T) {
 	for name, c := range map[string]struct {
 		in   string
 		want []string
 	}{
-		"short":         {"a b", []string{"a b"}},
-		"words":         {"aaaa bbbb cccc dddd", []string{"aaaa bbbb", "cccc dddd"}},
-		"a long word":   {"aaaaaaaaaaaaaaaaaaaaaaa b", []string{"aaaaaaaaaa", "aaaaaaaaaa", "aaa b"}},
-		"exactly":       {"aaaa bbbbb", []string{"aaaa bbbbb"}},
-		"nothing":       {"", []string{""}},
-		"runes, not it": {"ääääääääää ö", []string{"ääääääääää", "ö"}},
+		"short":          {"a b", []string{"a b"}},
+		"words":          {"aaaa bbbb cccc dddd", []string{"aaaa bbbb", "cccc dddd"}},
+		"a long word":    {"aaaaaaaaaaaaaaaaaaaaaaa b", []string{"aaaaaaaaaa", "aaaaaaaaaa", "aaa b"}},
+		"exactly":        {"aaaa bbbbb", []string{"aaaa bbbbb"}},
+		"nothing":        {"", []string{""}},
+		"no bytes":       {"ääääääääää ö", []string{"ääääääääää", "ö"}},
+		"wide":           {"漢字漢字 漢字漢字", []string{"漢字漢字", "漢字漢字"}},
+		"wide, one word": {"漢字漢字漢字x", []string{"漢字漢字漢", "字x"}},
+		"half a column":  {"x漢字漢字漢", []string{"x漢字漢字", "漢"}},
 	} {
 		if got := Wrap(c.in, 10); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
@@ -71,6 +54,53 @@ b               4194304 a-container-of-~
 	if b.String() != want {
 		t.Errorf("got:\n%s", b.String())
 	}
+}
+
+func TestWideRunesKeepTheColumns(t *testing.T) {
+	for name, text := range map[string]string{
+		"ASCII": "a-container", "Chinese": "容器", "full width": "ａｂ", "an emoji": "🐳x", "German": "Behälter",
+		"marks": "a\u0300\u0301", "a family": "👨\u200d👩\u200d👧", "a flag": "🇩🇪", "long": "容器容器容器容器容器",
+	} {
+		table := Table{Columns: []Column{{Title: "NAME", Least: 4}, {Title: "PID", Right: true}, {Title: "X"}}}
+		table.Add(Cell{Text: Clean(text)}, Cell{Text: "12"}, Cell{Text: "|"})
+		table.Add(Cell{Text: "db"}, Cell{Text: "4194304"}, Cell{Text: "|"})
+		var b bytes.Buffer
+		table.Write(&Output{Writer: &b, Width: 24})
+		lines := strings.Split(b.String(), "\n")
+		column := func(line string) int { return Columns(line[:strings.IndexByte(line, '|')]) }
+		if column(lines[1]) != column(lines[2]) || Columns(lines[1]) > 24 {
+			t.Errorf("%s:\n%s", name, b.String())
+		}
+	}
+	for text, want := range map[string]string{"容器": "容~", "容x": "容x", "x容": "x容", "容器x": "容~", "xy容": "xy~", "🐳🐳": "🐳~"} {
+		if got := Fit(text, 3); got != want {
+			t.Errorf("%s: %s, want %s", text, got, want)
+		}
+		if got := Pad(text, 3); Columns(got) != 3 || Columns(PadLeft(text, 3)) != 3 {
+			t.Errorf("%s: %q", text, got)
+		}
+	}
+}
+
+// FuzzWrap: whatever the text is, its lines fit and nothing but spaces is lost.
+func FuzzWrap(f *testing.F) {
+	f.Add("a 容器 🐳 b", uint8(4))
+	f.Fuzz(func(t *testing.T, text string, most uint8) {
+		text = Clean(text)
+		width := max(int(most), 2)
+		lines := Wrap(text, width)
+		for _, line := range lines {
+			if Columns(line) > width {
+				t.Errorf("%d columns of %d: %q", Columns(line), width, line)
+			}
+		}
+		if got, want := strings.ReplaceAll(strings.Join(lines, ""), " ", ""), strings.ReplaceAll(text, " ", ""); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+		if got := Pad(text, width); Columns(got) != width {
+			t.Errorf("%d columns, not %d: %q", Columns(got), width, got)
+		}
+	})
 }
 
 func TestColourIsNeverOutsideATerminal(t *testing.T) {
