@@ -102,6 +102,7 @@ const (
 	msgStarted  = "39f53479d3a045ac8e11786248231fbf"
 	msgNotStart = "be02cf6855d2428ba40df7e9d022f03d"
 	msgStopping = "de5b426a63be47a7b6ac3eaac82e2f6f"
+	msgFailed   = "d9b373ed55a64feb8242e02dbe79a49c"
 	msgSuccess  = "7ad2d189f7e94e70a38c781354912448" // the unit is over, and did not fail
 )
 

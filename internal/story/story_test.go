@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -202,6 +203,9 @@ func TestReasonsOfRealFailures(t *testing.T) {
 			var text bytes.Buffer
 			s.Write(&terminal.Output{Writer: &text, Width: 80})
 			t.Logf("\n%s", &text)
+			if name == "health" && !strings.Contains(text.String(), "unhealthy (11 times more, until +30.69 s)") {
+				t.Error("health checks are told one by one")
+			}
 			if s.Outcome != c.outcome || !strings.HasPrefix(s.Reason, c.reason) || c.reason == "" && s.Reason != "" || !strings.Contains(s.Remedy, c.remedy) ||
 				s.Exit != c.exit || !strings.HasPrefix(s.Now, c.now) || c.now == "" && s.Now != "" || !slices.Equal(s.Output, c.output) {
 				t.Errorf("%s\nreason %s\nremedy %s\nexit %s\nnow %s\noutput %q", s.Outcome, s.Reason, s.Remedy, s.Exit, s.Now, s.Output)
@@ -324,6 +328,87 @@ func TestReasons(t *testing.T) {
 		if s := Tell("web.service", unit, failedStart(t, c.messages...)); s.Reason != c.want || s.Outcome != "failed" {
 			t.Errorf("%s: %s: %q, want %q", name, s.Outcome, s.Reason, c.want)
 		}
+	}
+}
+
+// TestForgedWords: what a user's process, or another of root's, says in the words
+// of systemd or notify-mainpid is told as theirs, and decides nothing.
+func TestForgedWords(t *testing.T) {
+	const accepted = "New main PID 7 does not belong to service, but we'll accept it as the request to change it came from a privileged process."
+	const became = "web.service: conmon 7 of container 123 (web) is the main process"
+	with := func(f map[string]string, more ...string) map[string]string {
+		m := map[string]string{"_PID": "7", "_UID": "1000", "_TRANSPORT": "journal", "_SYSTEMD_INVOCATION_ID": "aa"}
+		for k, v := range f {
+			m[k] = v
+		}
+		for i := 0; i < len(more); i += 2 {
+			m[more[i]] = more[i+1]
+		}
+		return m
+	}
+	for name, c := range map[string]struct {
+		entry  map[string]string
+		source string // "" if it must not be told at all
+	}{
+		"SYSLOG_IDENTIFIER=systemd":         {with(nil, "MESSAGE", accepted, "SYSLOG_IDENTIFIER", "systemd", "_COMM", "logger"), "logger"},
+		"the same, of a process that ended": {with(nil, "MESSAGE", accepted, "SYSLOG_IDENTIFIER", "systemd"), "UID 1000: systemd"},
+		"SYSLOG_IDENTIFIER=notify-mainpid":  {with(nil, "MESSAGE", "took: "+became, "SYSLOG_IDENTIFIER", "notify-mainpid"), "UID 1000: notify-mainpid"},
+		"a process called systemd":          {with(nil, "MESSAGE", accepted, "_COMM", "systemd"), "UID 1000: systemd"},
+		"a process called notify-mainpid":   {with(nil, "MESSAGE", "notify-mainpid: "+became, "_COMM", "notify-mainpid"), "UID 1000: notify-mainpid"},
+		"a process called container":        {with(nil, "MESSAGE", accepted, "_COMM", "container"), "UID 1000: container"},
+		"with its MESSAGE_ID":               {with(nil, "MESSAGE", became, "MESSAGE_ID", message.MainProcess.ID, "_COMM", "sh", "UNIT", "web.service", "INVOCATION_ID", "aa"), "sh"},
+		"a set-user-ID program of that name": {
+			with(nil, "MESSAGE", "notify-mainpid: "+became, "_UID", "0", "_COMM", "notify-mainpid", "_EXE", "/usr/bin/su"), "su",
+		},
+		"a script of root's":         {with(nil, "MESSAGE", "notify-mainpid: "+became, "_UID", "0", "_COMM", "sh"), "sh"},
+		"CONTAINER_NAME= of another": {with(nil, "MESSAGE", "Error: all is lost", "CONTAINER_NAME", "web", "_COMM", "sh"), "sh"},
+		"what PID 1 quotes": {
+			with(nil, "MESSAGE", "web.service: Got notification message from PID 7: STATUS="+accepted, "_PID", "1", "_UID", "0", "UNIT", "web.service", "INVOCATION_ID", "aa"), "systemd",
+		},
+		"another user who names unit and start": {
+			map[string]string{"MESSAGE": "Error: all is lost", "_PID": "7", "_UID": "1001", "UNIT": "web.service", "INVOCATION_ID": "aa", "OBJECT_SYSTEMD_UNIT": "web.service"}, "",
+		},
+	} {
+		unit := &manager.Unit{Name: "web.service", UID: 1000, InvocationID: "aa"}
+		s := Tell("web.service", unit, failedStart(t, c.entry))
+		source := ""
+		for _, e := range s.Events {
+			if strings.HasPrefix(e.Text, "Starting ") || strings.HasPrefix(e.Text, "Failed to start ") {
+				continue
+			}
+			if source = e.Source; e.Verdict == Took || e.rank != 0 {
+				t.Errorf("%s: %+v", name, e)
+			}
+		}
+		if source != c.source {
+			t.Errorf("%s: told by %q, not %q", name, source, c.source)
+		}
+		var b bytes.Buffer
+		s.Write(&terminal.Output{Writer: &b, Width: 200})
+		if strings.Contains(b.String(), "  took: ") {
+			t.Errorf("%s: looks as if systemd took it:\n%s", name, &b)
+		}
+	}
+}
+
+// TestFlood: 5,200 messages of a user's hide neither what podman nor what systemd
+// said.
+func TestFlood(t *testing.T) {
+	var messages []map[string]string
+	for i := range 5200 {
+		messages = append(messages, map[string]string{"MESSAGE": fmt.Sprintf("word %d", i), "_PID": "7", "_UID": "1000", "_COMM": fmt.Sprintf("name%d", i), "_SYSTEMD_INVOCATION_ID": "aa"})
+	}
+	messages = append(messages,
+		map[string]string{"MESSAGE": "Error: no such image", "_PID": "8", "_UID": "1000", "_COMM": "podman", "_SYSTEMD_INVOCATION_ID": "aa"},
+		map[string]string{"MESSAGE": "web.service: Failed with result 'exit-code'.", "_PID": "1", "_UID": "0", "UNIT": "web.service", "INVOCATION_ID": "aa"})
+	s := Tell("web.service", nil, failedStart(t, messages...))
+	if s.Reason != "podman: Error: no such image" || s.LeftOut["others"] != 5200-maxFirst-maxLast || len(s.LeftOut) != 1 || len(s.Events) > 100 {
+		t.Errorf("%q, left out %v, %d events", s.Reason, s.LeftOut, len(s.Events))
+	}
+	var b bytes.Buffer
+	s.Write(&terminal.Output{Writer: &b, Width: 80})
+	if !strings.Contains(b.String(), "5120 more messages are left out here (others)\nAll messages: journalctl -u web.service\n") {
+		t.Errorf("%s", &b)
 	}
 }
 

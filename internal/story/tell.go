@@ -27,9 +27,9 @@ type teller struct {
 	id string
 	// exit is PID 1's word on how the main process ended.
 	exit *exit
-	// stopping and over are when systemd began to stop the unit, and said that it
-	// ended with success; 0 for never.
-	stopping, over time.Duration
+	// stopping, over and broken are when systemd began to stop the unit, said that
+	// it ended with success, and that it failed; 0 for never.
+	stopping, over, broken time.Duration
 }
 
 // exit is how a main process ended.
@@ -97,6 +97,8 @@ func (t *teller) milestone(e journal.Entry, at time.Duration) {
 		t.stopping = at
 	case msgSuccess:
 		t.over = at
+	case msgFailed:
+		t.broken = at
 	}
 	if m := mainExited().FindStringSubmatch(e.Message); m != nil {
 		t.exit = &exit{at: at, killed: m[1] != "exited", status: m[2]}
@@ -284,6 +286,8 @@ func (t *teller) now() {
 			t.Now = "failed since " + u.StateChange.Format("Jan 2 15:04:05") + ", with systemd's result " + u.Result
 		}
 	case t.Outcome == StartFailed:
+	case t.broken > t.Took:
+		t.Now = "not running: its last run failed"
 	case u != nil && u.Type == "oneshot":
 		t.Now = "over, with success: a unit with Type=oneshot ends when its command does"
 	case t.stopping > 0:
@@ -302,7 +306,7 @@ func (t *teller) reason() {
 	failed := t.Outcome == StartFailed
 	late := 0 // of the events, the first that is not of the start
 	if t.Outcome == Started {
-		failed = t.unit != nil && (t.unit.ActiveState == "failed" || t.waitsForRestart())
+		failed = !t.isUp() && (t.broken > t.Took || t.waitsForRestart() || t.unit != nil && t.unit.ActiveState == "failed")
 		for failed && late < len(t.Events) && t.Events[late].At <= t.Took {
 			late++
 		}
