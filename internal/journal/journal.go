@@ -19,7 +19,7 @@ import (
 const (
 	maxEntry = 1 << 20  // bytes of one entry in JSON; a longer one is left out
 	maxValue = 8 << 10  // bytes of one field's value; what is longer is cut
-	maxQuery = 64 << 20 // bytes of all entries of a query in JSON
+	maxQuery = 16 << 20 // bytes of all entries of a query in JSON
 	maxError = 4 << 10  // bytes of what journalctl writes to standard error
 	timeout  = 30 * time.Second
 )
@@ -28,9 +28,9 @@ const (
 // than 4096 bytes.
 const TooLarge = "(a message of more than 4096 bytes)"
 
-// ErrTooMuch says that a query had more than 64 MiB of entries. Those that were
+// ErrTooMuch says that a query had more than 16 MiB of entries. Those that were
 // read before count.
-var ErrTooMuch = errors.New("there are more than 64 MiB of entries")
+var ErrTooMuch = errors.New("there are more than 16 MiB of entries")
 
 // ErrSlow says that journalctl did not end in time. The entries that were read
 // before count.
