@@ -123,7 +123,7 @@ func (r *reader) read(unit *manager.Unit, began time.Time, id string) {
 // newest. It returns when the start was over, which is over if that is known.
 func (r *reader) bothEnds(what string, q journal.Query, over time.Time) time.Time {
 	n, cut := 0, false
-	r.query(what, q, func(e journal.Entry) bool {
+	err := r.query(what, q, func(e journal.Entry) bool {
 		if !over.IsZero() && e.Time.After(over) {
 			cut = true
 			return false
@@ -135,7 +135,7 @@ func (r *reader) bothEnds(what string, q journal.Query, over time.Time) time.Tim
 		}
 		return true
 	})
-	if n < q.Most && !cut {
+	if n < q.Most && !cut && !errors.Is(err, journal.ErrTooMuch) {
 		return over // that was all
 	}
 	if n == q.Most {
@@ -164,14 +164,15 @@ func (r *reader) add(e journal.Entry) {
 	}
 }
 
-// query reads the journal, and notes what could not be read.
-func (r *reader) query(what string, q journal.Query, f func(journal.Entry) bool) {
+// query reads the journal. It notes what could not be read, and returns why.
+func (r *reader) query(what string, q journal.Query, f func(journal.Entry) bool) error {
 	if r.ctx.Err() != nil && r.err != nil {
-		return // it is said already
+		return r.err // it is noted already
 	}
 	large := 0
 	q.LeftOut = &large
-	if err := journal.Read(r.ctx, q, f); err != nil {
+	err := journal.Read(r.ctx, q, f)
+	if err != nil {
 		if r.err == nil {
 			r.err = err
 		}
@@ -180,6 +181,7 @@ func (r *reader) query(what string, q journal.Query, f func(journal.Entry) bool)
 	if large > 0 {
 		r.missing = append(r.missing, fmt.Sprintf("Of %s, %d entries of more than 1 MiB are left out", what, large))
 	}
+	return err
 }
 
 // LastReason returns what best says why a unit failed, at its last start or after

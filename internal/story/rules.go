@@ -170,10 +170,11 @@ func authorOf(e journal.Entry, source string) author {
 	return byOthers
 }
 
-// judge says what became of what an event is about, and what it means. It
-// returns false for a message that is not worth telling: one that systemd logged
-// for its developers, and that no rule knows.
-func (e *Event) judge(entry journal.Entry, ours bool) bool {
+// applyRule gives the event the verdict and the meaning of the rule for its entry.
+// ours says that notify-mainpid has the last word in the unit. The result is false
+// for a message that is not worth telling: systemd logged it for its developers,
+// and no rule knows it.
+func (e *Event) applyRule(entry journal.Entry, ours bool) bool {
 	r := find(entry, e.Source)
 	if r == nil {
 		return entry.Fields["PRIORITY"] != debug

@@ -8,8 +8,8 @@ import (
 
 // Bounds of what is told.
 const (
-	maxFirst  = 60 // events of one source, from the first
-	maxLast   = 20 // and from the last
+	maxFirst  = 30 // events of one source, from the first
+	maxLast   = 10 // and from the last
 	maxOutput = 10 // last lines of the container
 )
 

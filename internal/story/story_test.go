@@ -407,7 +407,7 @@ func TestFlood(t *testing.T) {
 	}
 	var b bytes.Buffer
 	s.Write(&terminal.Output{Writer: &b, Width: 80})
-	if !strings.Contains(b.String(), "5120 more messages are left out here (others)\nAll messages: journalctl -u web.service\n") {
+	if !strings.Contains(b.String(), "5160 more messages are left out here (others)\nAll messages: journalctl -u web.service\n") {
 		t.Errorf("%s", &b)
 	}
 }

@@ -69,7 +69,7 @@ func (t *teller) sort() {
 // manager tells what PID 1 said.
 func (t *teller) manager(e journal.Entry, at time.Duration) {
 	ev := Event{At: at, Source: systemPID1, Text: t.named(words(t.name, systemPID1, e.Message))}
-	if !ev.judge(e, t.Cgroup != "") {
+	if !ev.applyRule(e, t.Cgroup != "") {
 		return
 	}
 	if e.Fields["UNIT"] == t.name {
@@ -141,7 +141,7 @@ func (t *teller) process(e journal.Entry, at time.Duration) {
 		ev.Text = strings.TrimSpace(f["PODMAN_TYPE"] + " " + f["PODMAN_EVENT"] + " " + f["PODMAN_NAME"])
 	}
 	t.lastLine[e.PID()] = ev.Text
-	if ev.judge(e, t.Cgroup != "") {
+	if ev.applyRule(e, t.Cgroup != "") {
 		t.Events = append(t.Events, ev)
 	}
 }

@@ -26,6 +26,7 @@ func (n unit) said(text string, all ...string) {
 		_, after, ok := strings.Cut(rest, want)
 		if !ok {
 			n.t.Errorf("no %q, or not in that order, in\n%s", want, text)
+			return
 		}
 		rest = after
 	}
