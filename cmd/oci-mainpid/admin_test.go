@@ -4,14 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/internal/status"
 )
@@ -109,40 +104,6 @@ func TestStatusFormats(t *testing.T) {
 		}
 		if err != nil || !c.check(b.String()) {
 			t.Errorf("%s: %v, %q", name, err, b.String())
-		}
-	}
-}
-
-func TestWriteFile(t *testing.T) {
-	dir := t.TempDir()
-	target := filepath.Join(dir, "target")
-	if err := os.WriteFile(target, []byte("longer than before"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(target, filepath.Join(dir, "link")); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"link", "fifo", "none/x", "."} {
-		done := make(chan error, 1)
-		go func() { done <- writeFile(filepath.Join(dir, name), []byte("x")) }()
-		select {
-		case err := <-done:
-			if err == nil {
-				t.Errorf("%s: written", name)
-			}
-		case <-time.After(5 * time.Second):
-			t.Fatalf("%s: blocks", name)
-		}
-	}
-	for _, name := range []string{"target", "new"} {
-		if err := writeFile(filepath.Join(dir, name), []byte("x")); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(b) != "x" {
-			t.Errorf("%s: %q, %v", name, b, err)
 		}
 	}
 }

@@ -4,7 +4,6 @@ package journal
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,31 +17,51 @@ import (
 
 // Bounds of what is read, whatever processes wrote into the journal.
 const (
-	maxEntry = 256 << 10 // bytes of one entry in JSON
+	maxEntry = 1 << 20  // bytes of one entry in JSON; a longer one is left out
+	maxValue = 8 << 10  // bytes of one field's value; what is longer is cut
+	maxQuery = 16 << 20 // bytes of all entries of a query in JSON
+	maxError = 4 << 10  // bytes of what journalctl writes to standard error
 	timeout  = 30 * time.Second
 )
+
+// TooLarge stands for a message that journalctl leaves out because it has more
+// than 4096 bytes.
+const TooLarge = "(a message of more than 4096 bytes)"
+
+// ErrTooMuch says that a query had more than 16 MiB of entries. Those that were
+// read before count.
+var ErrTooMuch = errors.New("there are more than 16 MiB of entries")
+
+// ErrSlow says that journalctl did not end in time. The entries that were read
+// before count.
+var ErrSlow = errors.New("journalctl took too long")
 
 // fields are those that Entry has; journalctl leaves out the others.
 var fields = []string{
 	"MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER", "_TRANSPORT",
 	"_PID", "_UID", "_COMM", "_EXE", "_CMDLINE",
 	"_SYSTEMD_UNIT", "_SYSTEMD_USER_UNIT", "_SYSTEMD_INVOCATION_ID",
-	"UNIT", "INVOCATION_ID", "JOB_TYPE", "JOB_RESULT",
+	"UNIT", "INVOCATION_ID", "JOB_TYPE", "JOB_RESULT", "UNIT_RESULT", "EXIT_CODE", "EXIT_STATUS",
 	"CONTAINER_NAME", "CONTAINER_ID", "CONTAINER_ID_FULL", "PODMAN_EVENT", "PODMAN_TYPE", "PODMAN_NAME", "PODMAN_ID",
 	"_AUDIT_TYPE_NAME",
 }
 
 // Entry is an entry of the journal, systemd.journal-fields(7). Its text is as
-// its author wrote it: clean it before it is shown.
+// its author wrote it: clean it before it is shown. Of its fields only those that
+// begin with an underscore are journald's own and can be trusted.
 type Entry struct {
 	// Time is when journald received it, Monotonic the same on the clock of this
 	// boot.
 	Time      time.Time
 	Monotonic time.Duration
 	Message   string
-	// Fields are the others, of several values of one field the first.
+	// Fields are the others, of several values of one field the first. Each value
+	// is cut to 8 KiB.
 	Fields map[string]string
 }
+
+// Cursor identifies the entry among all others.
+func (e *Entry) Cursor() string { return e.Fields["__CURSOR"] }
 
 // PID returns the process that wrote it, 0 if unknown.
 func (e *Entry) PID() int {
@@ -69,6 +88,8 @@ type Query struct {
 	Newest bool
 	// Most is the number of entries after which it is enough.
 	Most int
+	// LeftOut, if not nil, counts the entries that were too large to be read.
+	LeftOut *int
 }
 
 func (q Query) arguments() []string {
@@ -89,13 +110,14 @@ func (q Query) arguments() []string {
 }
 
 // Read calls f for the entries, until it returns false. Without a journal, or
-// none that may be read, there are no entries.
+// none that may be read, there are no entries. ctx bounds the time, and so do
+// 30 seconds: then the error is ErrSlow.
 func Read(ctx context.Context, q Query, f func(Entry) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "journalctl", q.arguments()...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	stderr := &head{}
+	cmd.Stderr = stderr
 	stdout, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -103,18 +125,21 @@ func Read(ctx context.Context, q Query, f func(Entry) bool) error {
 	if err != nil {
 		return fmt.Errorf("read the journal: %w", err)
 	}
-	enough, err := parse(stdout, q.Most, f)
+	enough, err := parse(stdout, q, f)
+	slow := errors.Is(ctx.Err(), context.DeadlineExceeded)
 	if enough || err != nil {
 		cancel() // journalctl may have more to say
 	}
 	waitErr := cmd.Wait()
 	switch {
-	case err != nil:
-		return fmt.Errorf("read the journal: %w", err)
 	case enough:
 		return nil
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("read the journal: journalctl took longer than %v", timeout)
+	case slow || errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fmt.Errorf("read the journal: %w", ErrSlow)
+	case err != nil:
+		return fmt.Errorf("read the journal: %w", err)
+	case ctx.Err() != nil:
+		return fmt.Errorf("read the journal: %w", ctx.Err())
 	case waitErr != nil:
 		line, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
 		return fmt.Errorf("read the journal: journalctl: %w: %s", waitErr, line)
@@ -122,23 +147,48 @@ func Read(ctx context.Context, q Query, f func(Entry) bool) error {
 	return nil
 }
 
+// head keeps the first bytes that are written to it.
+type head struct{ strings.Builder }
+
+func (h *head) Write(b []byte) (int, error) {
+	h.Builder.Write(b[:min(len(b), maxError-h.Len())])
+	return len(b), nil
+}
+
 // parse reads one JSON object a line; enough says that there may be more.
-func parse(r io.Reader, most int, f func(Entry) bool) (enough bool, err error) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(make([]byte, 64<<10), maxEntry)
-	for n := 0; lines.Scan(); n++ {
-		if n == most {
+func parse(r io.Reader, q Query, f func(Entry) bool) (enough bool, err error) {
+	all := &io.LimitedReader{R: r, N: maxQuery}
+	lines := bufio.NewReaderSize(all, maxEntry)
+	for n := 0; ; {
+		line, err := lines.ReadSlice('\n')
+		long := false
+		for ; err == bufio.ErrBufferFull; long = true {
+			_, err = lines.ReadSlice('\n')
+		}
+		switch {
+		case err != nil && all.N == 0:
+			return false, ErrTooMuch
+		case err == io.EOF && len(line) == 0:
+			return false, nil
+		case err != nil && err != io.EOF:
+			return false, err
+		case long:
+			if q.LeftOut != nil {
+				*q.LeftOut++
+			}
+			continue
+		case n == q.Most:
 			return true, nil
 		}
-		e, err := parseEntry(lines.Bytes())
+		e, err := parseEntry(line)
 		if err != nil {
 			return false, err
 		}
+		n++
 		if !f(e) {
 			return true, nil
 		}
 	}
-	return false, lines.Err()
 }
 
 // parseEntry reads what journalctl calls json. A value is a string; an array of
@@ -151,7 +201,11 @@ func parseEntry(line []byte) (Entry, error) {
 	}
 	e := Entry{Fields: make(map[string]string, len(raw))}
 	for name, v := range raw {
-		e.Fields[name] = value(v)
+		text := value(v)
+		e.Fields[name] = text[:min(len(text), maxValue)]
+	}
+	if string(raw["MESSAGE"]) == "null" {
+		e.Fields["MESSAGE"] = TooLarge
 	}
 	realtime, err := strconv.ParseInt(e.Fields["__REALTIME_TIMESTAMP"], 10, 64)
 	if err != nil {

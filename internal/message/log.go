@@ -13,17 +13,17 @@ import (
 	"oci-mainpid-hook/internal/printable"
 )
 
-// Names of fields. The values of those about the container are what conmon's own
-// log driver gives them, so that one search finds both. CONTAINER_ID_FULL is not
-// among them: podman-logs(1) takes what has it for the container's own output.
+// Names of fields. Those about the container have the values that conmon's own log
+// driver gives them, so that one search finds both. CONTAINER_ID_FULL is left out:
+// podman-logs(1) takes every message with it for the container's own output.
 const (
 	ContainerID   = "CONTAINER_ID"   // its first 12 digits
 	ContainerName = "CONTAINER_NAME" // as podman knows it
 	ConmonPID     = "CONMON_PID"
 	InvocationID  = "INVOCATION_ID" // of the unit's start that it is about
 	unitField     = "UNIT"
-	// journalctl -u UNIT shows what root's processes, and nobody else's, say
-	// about a unit in this field, wherever they run and however soon they end.
+	// journalctl -u UNIT shows a message with this field if its sender was root's,
+	// in whatever control group the sender was, and even if it has ended.
 	objectUnit = "OBJECT_SYSTEMD_UNIT"
 )
 
@@ -39,11 +39,11 @@ var (
 	streamSocket = "/run/systemd/journal/stdout"
 )
 
-// Log is where one program says something about one unit. What concerns a unit
-// goes to the journal, with fields; and to standard error, unless that is the
-// journal. What concerns none goes to the journal if standard error is that,
-// else to standard error. Nothing waits for a journal that is busy, and to fail
-// to log is no failure.
+// Log sends the messages of one program about one unit. A message about a unit
+// goes to the journal, with fields, and also to standard error, unless standard
+// error is the journal. A message about no unit goes to standard error, or with
+// fields to the journal if standard error is the journal. A busy journal is not
+// waited for, and a message that cannot be sent is no error.
 type Log struct {
 	Program string
 	Unit    string // "" for none
@@ -51,31 +51,31 @@ type Log struct {
 	// Stderr is standard error, if not os.Stderr.
 	Stderr *os.File
 
-	fields []string // in the order of names: name, value, name, value
+	fields []string // name, value, name, value, in the order of Add
 	socket int      // 0 before the first message
 }
 
-// Add gives all messages from now on a field, unless the value is empty.
+// Add adds a field to all later messages, unless the value is empty.
 func (l *Log) Add(name, value string) {
 	if value != "" {
 		l.fields = append(l.fields, name, value)
 	}
 }
 
-// Say says text, one line without the program's name. cause is nil or the error
-// that it is about.
+// Say sends a message of the kind. text is one line without the program's name.
+// cause is the error that the message is about, or nil; its errno becomes a field.
 func (l *Log) Say(kind Kind, text string, cause error) {
 	text = Line(text)
 	journal := l.ToJournal()
 	sent := (journal || l.Unit != "") && l.Send(kind, text, cause)
-	// No news is good news, at a terminal.
+	// At a terminal, success needs no message.
 	quiet := kind.Priority >= priorityInfo && !l.Verbose
 	if journal && !sent || !journal && !quiet {
 		l.print(text)
 	}
 }
 
-// Step says what the program does, if it is to be verbose.
+// Step says what the program is doing, if Verbose is set.
 func (l *Log) Step(format string, args ...any) {
 	if !l.Verbose {
 		return
@@ -101,9 +101,9 @@ func (l *Log) stderr() *os.File {
 	return os.Stderr
 }
 
-// ToJournal reports whether standard error leads to the journal. The peer's name
-// says so where JOURNAL_STREAM (systemd.exec(5)) is not in the environment, as in
-// that of a hook.
+// ToJournal reports whether standard error leads to the journal. It asks for the
+// name of the socket's peer, because JOURNAL_STREAM (systemd.exec(5)) is not in the
+// environment of a hook.
 func (l *Log) ToJournal() bool {
 	peer, err := unix.Getpeername(int(l.stderr().Fd()))
 	if err != nil {
@@ -113,14 +113,13 @@ func (l *Log) ToJournal() bool {
 	return ok && address.Name == streamSocket
 }
 
-// Line makes text one line of bounded length that has nothing in it that a
-// terminal acts on.
+// Line returns text as one line of bounded length, without control characters.
 func Line(text string) string {
 	return printable.Clip(strings.ReplaceAll(text, "\n", "; "), maxText)
 }
 
-// Send sends text, as Line returned it, to the journal alone, and reports whether
-// that took it.
+// Send sends text, which Line has returned, to the journal only. It reports whether
+// the journal took it.
 func (l *Log) Send(kind Kind, text string, cause error) bool {
 	if l.socket == 0 {
 		socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -132,8 +131,8 @@ func (l *Log) Send(kind Kind, text string, cause error) bool {
 	return unix.Sendto(l.socket, l.entry(kind, text, cause), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, &unix.SockaddrUnix{Name: nativeSocket}) == nil
 }
 
-// entry returns an entry in the journal's native protocol. No value has a
-// newline, so none needs the form with a length.
+// entry returns an entry in the journal's native protocol. Values have no newline,
+// so the protocol's form with a length is not needed.
 func (l *Log) entry(kind Kind, text string, cause error) []byte {
 	entry := make([]byte, 0, 1024)
 	field := func(name, value string) {
@@ -160,18 +159,18 @@ func (l *Log) entry(kind Kind, text string, cause error) []byte {
 	return entry
 }
 
-// flushTimeout is how long journald, which takes less than a millisecond unless
-// it is busy, may take to read.
+// flushTimeout is how long Flush waits for journald, which reads within a
+// millisecond unless it is busy.
 const flushTimeout = 200 * time.Millisecond
 
-// Flush waits until journald has read what was sent. From /proc it then knows
-// the control group of this process, and so the unit, which is too late when the
-// process has ended: 1 message in 100 was lost that way to journalctl -u. Only
-// root's messages with Unit do without.
+// Flush waits until journald has read the messages that were sent. When journald
+// reads a message, it looks up the sender's control group, and so the unit, in
+// /proc. If the process has ended by then, journalctl -u does not show the message:
+// 1 in 100 was lost that way. Only root's messages with Unit do without.
 //
-// journald reads one datagram after another and ignores an empty one: when it
-// has taken that, it is done with those before. poll(2) says so if the socket's
-// buffer is so small that two do not fit in.
+// journald reads one datagram after another and ignores empty ones. When it has
+// taken an empty datagram, it has read all those before. The socket's buffer is
+// made so small that two datagrams do not fit in, so poll(2) tells when that is.
 func (l *Log) Flush() {
 	if l.socket == 0 {
 		return

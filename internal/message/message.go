@@ -1,6 +1,6 @@
-// Package message is what the programs of this project say about units: the
-// kinds of messages, each with its MESSAGE_ID (systemd.journal-fields(7)), and
-// a Log that sends them to systemd's journal with fields to search for.
+// Package message has the messages of this project's programs about units: the
+// kinds, each with its MESSAGE_ID (systemd.journal-fields(7)), and Log, which sends
+// them to systemd's journal with fields to search for.
 //
 // The catalog that explains each kind, for journalctl --catalog, is
 // dist/catalog/oci-mainpid.catalog; oci-mainpid-messages(7) describes the fields.
@@ -10,7 +10,7 @@ package message
 type Kind struct {
 	// ID is the MESSAGE_ID, of systemd-id128(1): it stays what it is for ever.
 	ID string
-	// Program is the only one that says it.
+	// Program is the only program that sends it.
 	Program string
 	// Priority is one of syslog(3).
 	Priority int
@@ -34,7 +34,7 @@ const (
 	Generator     = "oci-mainpid-generator"
 )
 
-// The kinds. The first is the only one that is no reason to do anything.
+// The kinds. All but the first ask the administrator to do something.
 var (
 	// MainProcess: conmon has become the unit's main process.
 	MainProcess = Kind{"5138bdb3717a4476b39ca0ba09dc8820", NotifyMainPID, priorityInfo, "man:notify-mainpid(8)"}
@@ -54,13 +54,13 @@ var (
 	UnitWarning = Kind{"f8a2372e3d4347cf9f046d74d7089fe5", Generator, priorityWarning, "man:oci-mainpid.unit(5)"}
 	// GeneratorFailed: the generator could not do its work.
 	GeneratorFailed = Kind{"9e04790ed8d34904b080fe3f0f8fdf31", Generator, priorityError, "man:oci-mainpid-generator(8)"}
-	// NotStarted: such a unit was started, and failed.
+	// NotStarted: a unit that the generator keeps from starting was started.
 	NotStarted = Kind{"e436aa50ab904d69955d8d96043cc3af", OCIMainPID, priorityError, "man:oci-mainpid.unit(5)"}
 )
 
-// Step is what a program does, for whoever looks for a mistake. It is nothing to
-// search for, and has no ID.
+// Step is the kind of messages that say what a program is doing. Nobody searches
+// for them, so the kind has no ID.
 var Step = Kind{Priority: priorityDebug}
 
-// Kinds are all that have an ID.
+// Kinds are all kinds that have an ID.
 var Kinds = []Kind{MainProcess, Refused, NoMainPID, NotTold, HelperFailed, HookFailed, UnitRefused, UnitWarning, GeneratorFailed, NotStarted}

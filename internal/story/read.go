@@ -12,96 +12,184 @@ import (
 	"oci-mainpid-hook/internal/manager"
 )
 
-// maxEntries bounds how much of a start is read.
-const maxEntries = 5000
+// Bounds of what is read of a start, in entries of the journal. Those of root are
+// read by queries of their own, so that no number of others hides them.
+const (
+	maxStarts  = 50
+	maxManager = 1000
+	maxRoot    = 500
+	maxUsers   = 10000
+	maxNewest  = 300
+)
 
 // ErrNoStart says that neither the journal nor systemd knows of a start.
 var ErrNoStart = errors.New("was not started, as far as the journal goes back; start it first: systemctl start UNIT")
 
 // Read reads what there is about the last start of a unit. unit is what systemd
 // knows of it, nil if that is nothing. The error is ErrNoStart where there was
-// no start.
+// no start. If ctx ends, the story has what was read before, and says so.
 func Read(ctx context.Context, name string, unit *manager.Unit) (Story, error) {
-	began, found, err := lastStart(ctx, name)
-	if err != nil {
-		return Story{}, err
-	}
-	if unit != nil && unit.InvocationID != "" && (!found || began.Fields["INVOCATION_ID"] != unit.InvocationID) {
+	r := reader{ctx: ctx, name: name}
+	began, id := r.lastStart()
+	if unit != nil && unit.InvocationID != "" && unit.InvocationID != id {
 		// A start that systemd did not log.
-		if at := unit.Properties.Time("InactiveExitTimestamp"); at.After(began.Time) {
-			began = journal.Entry{Time: at, Fields: map[string]string{"INVOCATION_ID": unit.InvocationID}}
-			found = true
+		if at := unit.Properties.Time("InactiveExitTimestamp"); at.After(began) {
+			began, id = at, unit.InvocationID
 		}
 	}
-	if !found {
+	if began.IsZero() {
+		if r.err != nil {
+			return Story{}, r.err
+		}
 		return Story{}, fmt.Errorf("%s %w", name, ErrNoStart)
 	}
-	entries, cut, err := startEntries(ctx, name, unit, began)
-	if err != nil {
+	r.read(unit, began, id)
+	if err := ctx.Err(); errors.Is(err, context.Canceled) {
 		return Story{}, err
 	}
-	s := Tell(name, unit, entries)
-	s.Cut = cut
+	slices.SortStableFunc(r.entries, func(a, b journal.Entry) int { return int(a.Monotonic - b.Monotonic) })
+	s := Tell(name, unit, r.entries)
+	s.Missing = r.missing
 	return s, nil
 }
 
-// lastStart returns systemd's word that it starts the unit.
-func lastStart(ctx context.Context, name string) (last journal.Entry, found bool, err error) {
-	q := journal.Query{Matches: []string{"_PID=1", "UNIT=" + name, "MESSAGE_ID=" + msgStarting}, Newest: true, Most: 1}
-	err = journal.Read(ctx, q, func(e journal.Entry) bool {
-		last, found = e, true
-		return false
-	})
-	return last, found, err
+// reader collects the entries of a start. Its matches are of fields that journald
+// itself sets; of those that anybody can set, PID 1's and root's only.
+type reader struct {
+	ctx     context.Context
+	name    string
+	entries []journal.Entry
+	known   map[string]bool // cursors of the entries
+	missing []string
+	err     error // of the first query that failed
 }
 
-// startEntries reads the entries of a start and of what may belong to it.
-func startEntries(ctx context.Context, name string, unit *manager.Unit, began journal.Entry) (entries []journal.Entry, cut bool, err error) {
-	id := began.Fields["INVOCATION_ID"]
-	matches := []string{"INVOCATION_ID=" + id, "UNIT=" + name, "+", "_SYSTEMD_INVOCATION_ID=" + id}
-	if unit != nil && unit.UID >= 0 {
-		uid := strconv.Itoa(unit.UID)
-		matches = append(matches, "+", "_UID="+uid, "_SYSTEMD_UNIT=user@"+uid+".service",
-			"+", "_PID=1", "UNIT=user@"+uid+".service")
+// lastStart returns when the last start began, zero if the journal has none, and
+// its invocation ID, "" for a start that failed before it got one.
+func (r *reader) lastStart() (began time.Time, id string) {
+	q := journal.Query{
+		Matches: []string{"_PID=1", "_UID=0", "UNIT=" + r.name, "MESSAGE_ID=" + msgStarting, "MESSAGE_ID=" + msgNotStart},
+		Newest:  true, Most: maxStarts,
 	}
-	q := journal.Query{Matches: matches, Since: began.Time, Most: maxEntries}
-	var over time.Time
-	err = journal.Read(ctx, q, func(e journal.Entry) bool {
-		if !over.IsZero() && e.Time.After(over) {
+	r.query("systemd's messages", q, func(e journal.Entry) bool {
+		starting := e.Fields["MESSAGE_ID"] == msgStarting
+		switch entryID := e.Fields["INVOCATION_ID"]; {
+		case began.IsZero():
+			began, id = e.Time, entryID
+		case starting && entryID == id:
+			began = e.Time
+		default:
 			return false
 		}
-		entries = append(entries, e)
-		cut = len(entries) == maxEntries
-		if e.FromManager() && e.Fields["UNIT"] == name && e.Fields["INVOCATION_ID"] == id {
-			switch e.Fields["MESSAGE_ID"] {
-			case msgStarted, msgNotStart:
-				over = e.Time.Add(grace)
-			}
+		return !starting && id != ""
+	})
+	return began, id
+}
+
+// aside is how long before the first message of a start one of another unit, which
+// kept this one from starting, is looked for.
+const aside = 2 * time.Minute
+
+// read reads the entries of the start that began then.
+func (r *reader) read(unit *manager.Unit, began time.Time, id string) {
+	name := r.name
+	pid1 := []string{"_PID=1", "_UID=0", "UNIT=" + name}
+	if id == "" {
+		others := []string{"_PID=1", "_UID=0", "MESSAGE_ID=" + msgNotStart}
+		r.collect("systemd's messages", journal.Query{Matches: others, Since: began.Add(-aside), Until: began, Newest: true, Most: maxNewest})
+	} else {
+		// What PID 1 said before a start that it did not announce.
+		r.collect("systemd's messages", journal.Query{Matches: append(pid1, "INVOCATION_ID="+id), Since: began.Add(-early), Until: began, Most: maxManager})
+	}
+	over := r.bothEnds("systemd's messages", journal.Query{Matches: pid1, Since: began, Most: maxManager}, time.Time{})
+	if id == "" {
+		return
+	}
+	r.bothEnds("root's messages", journal.Query{
+		Matches: []string{"_UID=0", "_SYSTEMD_INVOCATION_ID=" + id, "+", "_UID=0", "OBJECT_SYSTEMD_UNIT=" + name},
+		Since:   began, Most: maxRoot,
+	}, over)
+	users := []string{"_SYSTEMD_INVOCATION_ID=" + id}
+	if unit != nil && unit.UID > 0 {
+		uid := strconv.Itoa(unit.UID)
+		manager := "user@" + uid + ".service"
+		r.bothEnds("systemd's messages about "+manager, journal.Query{Matches: []string{"_PID=1", "_UID=0", "UNIT=" + manager}, Since: began, Most: maxRoot}, over)
+		users = append(users, "+", "_UID="+uid, "_SYSTEMD_UNIT="+manager, "+", "_UID="+uid, "INVOCATION_ID="+id, "UNIT="+name)
+	}
+	r.bothEnds("messages of the unit's user", journal.Query{Matches: users, Since: began, Most: maxUsers}, over)
+}
+
+// bothEnds collects the first entries of a query, until the start is over, and its
+// newest. It returns when the start was over, which is over if that is known.
+func (r *reader) bothEnds(what string, q journal.Query, over time.Time) time.Time {
+	n, cut := 0, false
+	err := r.query(what, q, func(e journal.Entry) bool {
+		if !over.IsZero() && e.Time.After(over) {
+			cut = true
+			return false
+		}
+		n++
+		r.add(e)
+		if id := e.Fields["MESSAGE_ID"]; over.IsZero() && !e.Time.Before(q.Since) && e.FromManager() && e.Fields["UNIT"] == r.name && (id == msgStarted || id == msgNotStart) {
+			over = e.Time.Add(grace)
 		}
 		return true
 	})
-	return entries, cut, err
+	if n < q.Most && !cut && !errors.Is(err, journal.ErrTooMuch) {
+		return over // that was all
+	}
+	if n == q.Most {
+		r.missing = append(r.missing, fmt.Sprintf("There are more than %d %s from this start; of the rest the last %d were looked at", n, what, maxNewest))
+	}
+	q.Newest, q.Most = true, maxNewest
+	r.collect(what, q)
+	return over
 }
 
-// recentEntries is how many of a unit's last entries are looked at for the
-// reason of a failure.
-const recentEntries = 200
-
-// LastReason returns what best says why a unit failed, after its last start too;
-// "" if nothing does.
-func LastReason(ctx context.Context, unit *manager.Unit) (string, error) {
-	if unit.InvocationID == "" {
-		return "", nil
-	}
-	var entries []journal.Entry
-	q := journal.Query{
-		Matches: []string{"INVOCATION_ID=" + unit.InvocationID, "UNIT=" + unit.Name, "+", "_SYSTEMD_INVOCATION_ID=" + unit.InvocationID},
-		Newest:  true, Most: recentEntries,
-	}
-	err := journal.Read(ctx, q, func(e journal.Entry) bool {
-		entries = append(entries, e)
+// collect adds all entries of a query.
+func (r *reader) collect(what string, q journal.Query) {
+	r.query(what, q, func(e journal.Entry) bool {
+		r.add(e)
 		return true
 	})
-	slices.Reverse(entries)
-	return Reason(unit, entries), err
+}
+
+func (r *reader) add(e journal.Entry) {
+	if r.known == nil {
+		r.known = map[string]bool{}
+	}
+	if !r.known[e.Cursor()] {
+		r.known[e.Cursor()] = true
+		r.entries = append(r.entries, e)
+	}
+}
+
+// query reads the journal. It notes what could not be read, and returns why.
+func (r *reader) query(what string, q journal.Query, f func(journal.Entry) bool) error {
+	if r.ctx.Err() != nil && r.err != nil {
+		return r.err // it is noted already
+	}
+	large := 0
+	q.LeftOut = &large
+	err := journal.Read(r.ctx, q, f)
+	if err != nil {
+		if r.err == nil {
+			r.err = err
+		}
+		r.missing = append(r.missing, fmt.Sprintf("Not all of %s could be read: %v", what, err))
+	}
+	if large > 0 {
+		r.missing = append(r.missing, fmt.Sprintf("Of %s, %d entries of more than 1 MiB are left out", what, large))
+	}
+	return err
+}
+
+// LastReason returns what best says why a unit failed, at its last start or after
+// it; "" if nothing does.
+func LastReason(ctx context.Context, unit *manager.Unit) (string, error) {
+	s, err := Read(ctx, unit.Name, unit)
+	if errors.Is(err, ErrNoStart) {
+		return "", nil
+	}
+	return s.Reason, err
 }

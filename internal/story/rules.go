@@ -5,7 +5,6 @@ import (
 	"sync"
 
 	"oci-mainpid-hook/internal/journal"
-	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/message"
 )
 
@@ -15,15 +14,18 @@ type author int
 
 const (
 	byManager author = iota // PID 1
-	byRoot                  // a program that the unit runs as root
-	byUser                  // podman, conmon, the runtime, the hook
+	byRoot                  // a program of ours that the unit runs as root
+	byPodman                // podman, conmon, the runtime
+	byHook
+	byOthers // no rule applies
 )
 
 // rule says what a message means.
 type rule struct {
 	author author
 	// pattern is of the text; of our own programs it is how they put it where no
-	// journal took it with its kind.
+	// journal took it with its kind. PID 1's begins where its text does, after the
+	// unit's name: what PID 1 quotes is not its own.
 	pattern string
 	verdict Verdict
 	meaning string
@@ -36,8 +38,19 @@ type rule struct {
 	kind *message.Kind
 }
 
+// Ranks that are used outside of the rules as well.
+const (
+	rankExit    = 3  // a command of ours failed; what it wrote says why
+	rankGone    = 20 // the hook found no process of the container
+	rankNoPID   = 30 // no PID came from the hook
+	rankTimeout = 40 // systemd waited long enough
+	rankNoHook  = 43 // podman started the container, and the hook was not run
+	rankEnded   = 72 // the container ended by itself
+	rankAuthors = 85 // a command that the unit's author added
+)
+
 // rules are tried in order. Those of systemd are the texts of src/core/service.c
-// and manager.c; that it takes a PID over, it logs at the level debug only.
+// and manager.c. systemd logs at the level debug only that it takes a PID over.
 var rules = []rule{
 	{byManager, `Got notification message from PID (\d+), but reception only permitted for`, Refused,
 		"systemd takes the sender for a process of another unit, whose main process alone may send: the control group that podman moved itself into is not this unit's. A unit of ours needs no such message: see whether its drop-in is in effect, oci-mainpid check",
@@ -58,96 +71,111 @@ var rules = []rule{
 	{byManager, `Can't open PID file|PID file .* not readable|Permission denied while opening PID file`, Refused,
 		"podman may not write the file as this user; a unit of ours has no PIDFile=: oci-mainpid generate", "", 30, nil},
 	{byManager, `start(-post|-pre)? operation timed out`, Failed,
-		"TimeoutStartSec= was over; an image that has yet to be pulled can take longer", "", 40, nil},
-	{byManager, `Failed at step (\w+) spawning`, Failed,
+		"TimeoutStartSec= was over; an image that has yet to be pulled can take longer", "", rankTimeout, nil},
+	{byManager, `Watchdog timeout`, Failed,
+		"nothing sent WATCHDOG=1 in time, so systemd killed the main process. A container can send it only with Notify=yes (podman run --sdnotify=container); else remove WatchdogSec=", "", 82, nil},
+	{byManager, `A process of this unit has been killed by the OOM killer`, Failed,
+		"there was not enough memory: see MemoryMax= of the unit and what the container needs", "", 81, nil},
+	{byManager, `Start request repeated too quickly`, Failed,
+		"systemd has given up after too many starts, StartLimitBurst=: mend the reason, then systemctl reset-failed and systemctl start", "", 1, nil},
+	{byManager, `Dependency failed for `, Failed, "a unit that this one requires did not start", "", 88, nil},
+	{byManager, `Failed to load environment files`, Failed, "a file of EnvironmentFile= is not there, or cannot be read; with a - before its name it may be missing", "", 88, nil},
+	{byManager, `Failed to (spawn|run) '`, Failed, "systemd could not start the command", "", 87, nil},
+	{byPodman, `Failed at step (\w+) spawning`, Failed,
 		"systemd could not run the command: FDS is OpenFile=, USER a user that does not exist, EXEC a program that is not there", "", 60, nil},
-	{byManager, `Failed to determine user credentials`, Failed, "the user of User= does not exist", "", 60, nil},
+	{byPodman, `Failed to determine user credentials`, Failed, "the user of User= does not exist", "", 60, nil},
 	{byManager, `Failed with result 'protocol'`, Failed,
 		"podman ended before systemd heard READY=1. Where the message went, systemd says at the log level debug only: systemctl log-level debug, start the unit, systemctl log-level info, and this again", "", 5, nil},
 	{byManager, `Failed with result '([a-z-]+)'`, Failed, "", "", 1, nil},
 	{byManager, `Control process exited, code=(killed|dumped|exited, status=[1-9])`, Failed, "", "", 2, nil},
 	{byManager, `Main process exited, code=(killed|dumped)`, Failed, "", "", 2, nil},
 	{byManager, `Main process exited, code=exited, status=([1-9]\d*)`, Failed, "", "", 2, nil},
+	{byManager, `Failed to start `, Failed, "", "", 0, nil},
 	{byManager, `Scheduled restart job`, None, "", "", 0, nil},
 	{byManager, `Got notification message from PID \d+(:| \()`, None, "", "", 0, nil},
 
 	{byRoot, `^oci-mainpid: .*: not started: `, Refused, "oci-mainpid keeps the unit from starting rather than have it run as root; mend that, then: systemctl daemon-reload", "", 90, &message.NotStarted},
 	{byRoot, `notify-mainpid: .*refused: `, Refused, "the process is not what the unit's main process must be: see notify-mainpid(8)", "", 80, &message.Refused},
-	{byRoot, `notify-mainpid: .*no PID in the mainpid file`, Failed, "the hook did not write: podman did not start a container, or does not run the hook; see oci-mainpid check", "", 30, &message.NoMainPID},
+	{byRoot, `notify-mainpid: .*no PID in the mainpid file`, Failed, "the hook did not write: podman did not start a container, or does not run the hook; see oci-mainpid check", "", rankNoPID, &message.NoMainPID},
 	{byRoot, `notify-mainpid: .* is the main process$`, Took, "", "", 0, &message.MainProcess},
 	{byRoot, `notify-mainpid: `, Failed, "", "", 70, &message.HelperFailed},
 	{byRoot, `notify-mainpid: `, Failed, "", "", 70, &message.NotTold},
-	{byUser, `oci-mainpid-hook: `, Failed, "", "", 75, &message.HookFailed},
+	// The container had ended before the hook could look at its process.
+	{byHook, `process \d+: no such process`, Failed, "", "", rankGone, nil},
+	{byHook, `.`, Failed, "", "", 75, &message.HookFailed},
 
-	{byUser, `cgroup\.procs: Permission denied`, Failed,
+	{byPodman, `cgroup\.procs: Permission denied`, Failed,
 		"the kernel lets nobody move a process between two delegated control groups; podman exec and health checks need Cgroup=mixed", "", 50, nil},
-	{byUser, `no subuid ranges found|no subgid ranges found|potentially insufficient UIDs or GIDs`, Failed,
+	{byPodman, `Failed to bind port (\d+) \(Address already in use\)|bind: address already in use`, Failed,
+		"another process listens on that port: ss -ltnp shows which. Stop it, or publish another port", "", 66, nil},
+	{byPodman, `Failed to bind port (\d+) \(Permission denied\)|rootlessport .*(bind|listen)|cannot expose privileged port`, Failed,
+		"users may not bind ports below net.ipv4.ip_unprivileged_port_start, sysctl(8): publish a higher port, or lower that limit", "", 66, nil},
+	{byPodman, `cannot resolve /\S+: lstat|^stat /\S+/\.config: |mkdir /\S+/\.(local|config|cache)\b.*: permission denied`, Failed,
+		"the user's home directory is not there, or is not the user's: oci-mainpid check has the command that makes it", "", 63, nil},
+	{byPodman, `no subuid ranges found|no subgid ranges found|potentially insufficient UIDs or GIDs`, Failed,
 		"the user has no subordinate IDs: oci-mainpid check has the command", "", 65, nil},
-	{byUser, `newuidmap|newgidmap`, Failed, "newuidmap (package uidmap or shadow-utils) must be installed and setuid", "", 55, nil},
-	{byUser, `lstat /run/user/\d+: no such file|mkdir /run/user/\d+: permission denied|XDG_RUNTIME_DIR`, Failed,
+	{byPodman, `newuidmap|newgidmap`, Failed, "newuidmap (package uidmap or shadow-utils) must be installed and setuid", "", 55, nil},
+	{byPodman, `lstat /run/user/\d+: no such file|mkdir /run/user/\d+: permission denied|XDG_RUNTIME_DIR`, Failed,
 		"the user's manager and runtime directory are gone: systemd-logind stops them after the user's last logout; oci-mainpid check says what to do", "", 60, nil},
-	{byUser, `short-name .* did not resolve|initializing source docker://|image not known|unable to pull|unable to copy from source`, Failed,
-		"podman has no such image for this user: images of root or of another user are not his", "", 62, nil},
-	{byUser, `rootlessport .*(bind|listen)|cannot expose privileged port`, Failed,
-		"users may not bind ports below net.ipv4.ip_unprivileged_port_start, sysctl(8)", "", 58, nil},
-	{byUser, `name ".*" is already in use`, Failed, "a container of an earlier start is still there; write --replace, or ExecStopPost=podman rm -f -i NAME", "", 58, nil},
-	{byUser, `unable to find .*conmon|could not find a working conmon`, Failed, "conmon is not installed where podman looks", "", 58, nil},
-	{byUser, `^Error: `, Failed, "", "", 45, nil},
+	{byPodman, `level=warning msg="Failed, retrying`, Failed, "", "", 61, nil},
+	{byPodman, `short-name .* did not resolve|initializing source docker://|image not known|unable to pull|unable to copy from source`, Failed,
+		"podman has no such image for this user: images of root or of another user are not theirs", "", 62, nil},
+	{byPodman, `name ".*" is already in use`, Failed, "a container of an earlier start is still there; write --replace, or ExecStopPost=podman rm -f -i NAME", "", 58, nil},
+	{byPodman, `unable to find .*conmon|could not find a working conmon`, Failed, "conmon is not installed where podman looks", "", 58, nil},
+	{byPodman, `^Error: `, Failed, "", "", 45, nil},
 }
 
 var compiled = sync.OnceValue(func() []*regexp.Regexp {
 	list := make([]*regexp.Regexp, len(rules))
 	for i, r := range rules {
+		if r.author == byManager {
+			r.pattern = `^(\S+: )?(` + r.pattern + `)`
+		}
 		list[i] = regexp.MustCompile(r.pattern)
 	}
 	return list
 })
 
 var rejected = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`Got notification message from PID (\d+), but reception`)
+	return regexp.MustCompile(`^\S+: Got notification message from PID (\d+), but reception`)
 })
 
-// find returns the rule for an entry: that of its kind, or by its text.
-func find(e journal.Entry) *rule {
-	a, own := authorOf(e), ownKind(e)
+// find returns the rule for an entry of a source: that of its kind, or by its
+// text.
+func find(e journal.Entry, source string) *rule {
+	a, own := authorOf(e, source), ownKind(e)
 	for i, re := range compiled() {
 		r := &rules[i]
 		switch {
 		case r.author != a:
-		case own != nil && r.kind != nil && r.kind.ID == own.ID, own == nil && re.MatchString(e.Message):
+		case r.kind != nil && own != nil && r.kind.ID == own.ID, (r.kind == nil || own == nil) && re.MatchString(e.Message):
 			return r
 		}
 	}
 	return nil
 }
 
-// ownKind returns the kind of a message of our own programs, nil if it is of
-// another. Only root can speak for those that root runs.
-func ownKind(e journal.Entry) *message.Kind {
-	for i, k := range message.Kinds {
-		if k.ID == e.Fields["MESSAGE_ID"] && (k.Program == message.Hook || e.Fields["_UID"] == "0") {
-			return &message.Kinds[i]
-		}
-	}
-	return nil
-}
-
 // authorOf returns who wrote an entry, as far as rules ask.
-func authorOf(e journal.Entry) author {
+func authorOf(e journal.Entry, source string) author {
 	switch {
 	case e.FromManager():
 		return byManager
-	case e.Fields["_UID"] == "0":
+	case isReserved(source):
 		return byRoot
+	case source == message.Hook:
+		return byHook
+	case isPodmans(source):
+		return byPodman
 	}
-	return byUser
+	return byOthers
 }
 
-// judge says what became of what an event is about, and what it means. It
-// returns false for a message that is not worth telling: one that systemd logged
-// for its developers, and that no rule knows.
-func (e *Event) judge(entry journal.Entry, ours bool) bool {
-	r := find(entry)
+// applyRule gives the event the verdict and the meaning of the rule for its entry.
+// ours says that notify-mainpid has the last word in the unit. The result is false
+// for a message that is not worth telling: systemd logged it for its developers,
+// and no rule knows it.
+func (e *Event) applyRule(entry journal.Entry, ours bool) bool {
+	r := find(entry, e.Source)
 	if r == nil {
 		return entry.Fields["PRIORITY"] != debug
 	}
@@ -160,46 +188,3 @@ func (e *Event) judge(entry journal.Entry, ours bool) bool {
 
 // debug is the priority of such messages, syslog(3).
 const debug = "7"
-
-// blame returns the event that is closest to the cause of a failure. Where the
-// start did not fail, what systemd refused is worth a word unless it took a main
-// PID as well.
-func blame(events []Event, failed bool) (reason, remedy string, best int) {
-	best = -1
-	for i, e := range events {
-		switch {
-		case !failed && e.Verdict == Took:
-			return "", "", -1
-		case e.rank == 0:
-		case e.Verdict == Refused, failed && e.Verdict == Failed:
-			// Of equals, the first: what follows is mostly its consequence.
-			if best < 0 || e.rank > events[best].rank {
-				best = i
-			}
-		}
-	}
-	if best < 0 {
-		return "", "", -1
-	}
-	e := events[best]
-	return e.Source + ": " + e.Text, e.Meaning, best
-}
-
-// Reason returns what best says why a unit failed, out of the entries of its
-// last start; "" if nothing does.
-func Reason(unit *manager.Unit, entries []journal.Entry) string {
-	var events []Event
-	for _, e := range entries {
-		// That it is about this start, others can say too.
-		if ownKind(e) != nil && e.Fields["_SYSTEMD_INVOCATION_ID"] != unit.InvocationID && !saysSo(e, unit.Name, unit.InvocationID, unit) {
-			continue
-		}
-		ev := Event{Source: source(e)}
-		ev.Text = words(unit.Name, ev.Source, e.Message)
-		if ev.judge(e, true) {
-			events = append(events, ev)
-		}
-	}
-	reason, _, _ := blame(events, true)
-	return reason
-}

@@ -12,16 +12,16 @@ import (
 
 // commands tells from systemd's memory what the unit's commands did.
 func (t *teller) commands() {
-	u := t.unit
+	u := t.current
 	if u == nil {
 		return
 	}
 	for _, c := range u.Pre {
-		t.command(c, stepName(c))
+		t.command(c, "ExecStartPre=")
 	}
 	t.podman()
 	for _, c := range u.Post {
-		t.command(c, stepName(c))
+		t.command(c, "ExecStartPost=")
 	}
 }
 
@@ -30,10 +30,10 @@ const maxCommand = 200
 
 // podman tells of the unit's podman and its conmon.
 func (t *teller) podman() {
-	u := t.unit
+	u := t.current
 	var podman manager.Command
 	for _, c := range u.Start {
-		if c.StartedMonotonic >= t.zero && c.StartedMonotonic > 0 {
+		if c.StartedMonotonic >= t.start.zero && c.StartedMonotonic > 0 {
 			podman = c
 		}
 	}
@@ -41,16 +41,16 @@ func (t *teller) podman() {
 	case podman.Path == "":
 		// systemctl daemon-reload makes systemd forget the times of all commands.
 	case t.conmons[podman.PID] || podman.StartedMonotonic%tick == 0:
-		t.event(podman.StartedMonotonic-t.zero, fmt.Sprintf("conmon, process %d, was started by podman", podman.PID), None, 0)
+		t.event(podman.StartedMonotonic-t.start.zero, fmt.Sprintf("conmon, process %d, was started by podman", podman.PID), None, 0)
 		// systemd starts podman when the commands before it have ended.
-		from := t.zero
+		from := t.start.zero
 		for _, c := range u.Pre {
 			from = max(from, c.EndedMonotonic)
 		}
 		podman.PID, podman.StartedMonotonic, podman.EndedMonotonic = 0, from, 0
-		t.step(stepName(podman), from-t.zero, t.podmanEnd(podman), false)
+		t.step(stepName(podman), from-t.start.zero, t.podmanEnd(podman), false)
 	default:
-		from := podman.StartedMonotonic - t.zero
+		from := podman.StartedMonotonic - t.start.zero
 		t.event(from, fmt.Sprintf("started process %d: %.*s", podman.PID, maxCommand, strings.Join(podman.Arguments, " ")), None, 0)
 		t.step(stepName(podman), from, t.podmanEnd(podman), false)
 	}
@@ -59,23 +59,23 @@ func (t *teller) podman() {
 		return
 	}
 	// The time that systemd has of a main process is when that was started.
-	if conmon := u.MainStart - t.zero; conmon > 0 {
+	if conmon := u.MainStart - t.start.zero; conmon > 0 {
 		t.event(conmon, fmt.Sprintf("conmon, process %d, was started by podman", u.MainPID), None, 0)
 	}
 	if tells.EndedMonotonic > 0 && tells.Status == 0 {
-		t.event(tells.EndedMonotonic-t.zero, fmt.Sprintf("process %d as the main process: notify-mainpid, which is root, asked for it", u.MainPID), Took, 0)
+		t.event(tells.EndedMonotonic-t.start.zero, fmt.Sprintf("process %d as the main process: notify-mainpid, which is root, asked for it", u.MainPID), Took, 0)
 	}
 }
 
-// tick is the unit of a process' start time in proc_pid_stat(5), from where
-// systemd takes that of a main process that it did not start itself. What it did
-// start, it times to the microsecond.
+// tick is the unit of a process' start time in proc_pid_stat(5), where systemd
+// looks up the start of a main process that it did not start itself. It notes the
+// start of its own children to the microsecond.
 const tick = 10 * time.Millisecond
 
-// podmanEnd is until when podman ran, as far as systemd knows: until READY=1, or
-// where notify-mainpid starts beside it, until that was done.
+// podmanEnd returns when podman ended, as far as systemd knows: when it said
+// READY=1, or, where notify-mainpid runs beside podman, when notify-mainpid ended.
 func (t *teller) podmanEnd(podman manager.Command) time.Duration {
-	u := t.unit
+	u := t.current
 	end := u.ActiveEnter
 	if len(u.Post) > 0 && u.Post[0].StartedMonotonic >= podman.StartedMonotonic {
 		end = u.Post[0].StartedMonotonic
@@ -86,19 +86,30 @@ func (t *teller) podmanEnd(podman manager.Command) time.Duration {
 	if ended := podman.EndedMonotonic; ended > podman.StartedMonotonic && (end < podman.StartedMonotonic || ended < end) {
 		end = ended
 	}
-	return end - t.zero
+	return end - t.start.zero
 }
 
-// command tells of a command that systemd waited for.
-func (t *teller) command(c manager.Command, name string) {
-	if c.StartedMonotonic < t.zero || c.StartedMonotonic == 0 {
+// command tells of a command that systemd waited for, and that the setting has.
+func (t *teller) command(c manager.Command, setting string) {
+	if c.StartedMonotonic < t.start.zero || c.StartedMonotonic == 0 {
 		return
 	}
-	from, to := c.StartedMonotonic-t.zero, c.EndedMonotonic-t.zero
+	from, to := c.StartedMonotonic-t.start.zero, c.EndedMonotonic-t.start.zero
 	failed := c.EndedMonotonic > 0 && (c.Status != 0 || c.Code > 1)
-	t.step(name, from, to, failed)
-	if failed {
-		t.event(to, fmt.Sprintf("%s: %s%s", c.Name(), exitText(c.Code, c.Status), exitMeaning(c)), Failed, rankExit)
+	t.step(stepName(c), from, to, failed)
+	text := fmt.Sprintf("%s: %s%s", c.Name(), exitText(c.Code, c.Status), exitMeaning(c))
+	switch {
+	case !failed:
+	case slices.Contains(c.Flags, "ignore-failure"):
+		t.event(to, text+", which "+setting+"- allows", None, 0)
+	case c.IsNotifyMainPID():
+		t.event(to, text, Failed, rankExit)
+	default:
+		text = fmt.Sprintf("%s of %s failed: %s", c.Name(), setting, exitText(c.Code, c.Status))
+		if line := t.lastLine[c.PID]; line != "" {
+			text += fmt.Sprintf("; its last line is %q", line)
+		}
+		t.event(to, text, Failed, rankAuthors)
 	}
 }
 
@@ -128,11 +139,8 @@ func exitMeaning(c manager.Command) string {
 	return ""
 }
 
-// rankExit is the rank of a command that failed, see rule.
-const rankExit = 3
-
 func (t *teller) event(at time.Duration, text string, v Verdict, rank int) {
-	t.Events = append(t.Events, Event{At: max(at, 0), Source: "systemd", Text: text, Verdict: v, Derived: true, rank: rank})
+	t.Events = append(t.Events, Event{At: max(at, 0), Source: systemPID1, Text: text, Verdict: v, Derived: true, rank: rank})
 }
 
 func (t *teller) step(name string, from, to time.Duration, failed bool) {

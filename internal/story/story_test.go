@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -158,6 +160,65 @@ func TestStoriesOfRealStarts(t *testing.T) {
 	}
 }
 
+// TestReasonsOfRealFailures has units on Debian 13 that failed, or ended, each for
+// a reason of its own. What systemd and the journal had is recorded.
+func TestReasonsOfRealFailures(t *testing.T) {
+	for name, c := range map[string]struct {
+		outcome                   Outcome
+		reason, remedy, exit, now string
+		output                    []string
+	}{
+		"portused": {StartFailed, "podman: Failed to bind port 8080 (Address already in use)", "another process listens on that port", "", "failed since ", nil},
+		"portlow":  {StartFailed, "pasta.avx2: Failed to bind port 80 (Permission denied)", "ip_unprivileged_port_start", "", "failed since ", nil},
+		"touch":    {StartFailed, "container: ended with exit status 1", "", "ended with exit status 1", "failed since ", []string{"touch: /p/x: Permission denied"}},
+		// systemd does not see the end of a conmon that it does not watch yet.
+		"touchu":     {StartFailed, "container: ended before the hook", "", "ended before the hook could look at it", "failed since ", []string{"touch: /p/x: Permission denied"}},
+		"exited":     {Started, "container: ended with exit status 3", "", "ended with exit status 3", "failed since ", []string{"reading configuration", "cannot open /etc/app.conf"}},
+		"nojson":     {StartFailed, "podman: started container 720f24501440, but no hook gave", "oci-mainpid check nojson.service", "", "failed since ", nil},
+		"nojsonu":    {StartFailed, "podman: started container 06593ab396fe, but no hook gave", "oci-mainpid check nojsonu.service", "", "failed since ", nil},
+		"nohome":     {StartFailed, "podman: cannot resolve /home/nohome", "home directory is not there", "", "failed since ", nil},
+		"roothome":   {StartFailed, "podman: stat /home/nohome/.config", "or is not the user's", "", "failed since ", nil},
+		"pre":        {StartFailed, `systemd: sh of ExecStartPre= failed: exit status 4; its last line is "migration: no such database"`, "", "", "failed since ", nil},
+		"dependency": {StartFailed, "systemd: Dependency failed for dep.service", "depdb.service did not start; to see why: oci-mainpid explain depdb.service", "", "", nil},
+		"watchdog":   {Started, "systemd: Watchdog timeout (limit 2s)!", "WATCHDOG=1", "lost its conmon, the unit's main process: killed by signal 6/ABRT", "failed since ", nil},
+		"loop":       {StartFailed, "container: ended with exit status 3", "", "ended with exit status 3", "waits to be started again (RestartSec=2s, restarts so far: 1)", []string{"cannot open /etc/app.conf"}},
+		"restarting": {Started, "container: ended with exit status 3", "", "ended with exit status 3", "waits to be started again (RestartSec=3s, restarts so far: 1)", []string{"cannot open /etc/app.conf"}},
+		"oneshot":    {Started, "", "", "", "over, with success: a unit with Type=oneshot", nil},
+		"health":     {Started, "", "", "", "", nil},
+		"stopped":    {Started, "", "", "", "stopped: systemd was told to stop it at +2.33 s", nil},
+		"killed":     {Started, "container: lost its conmon", "", "lost its conmon, the unit's main process: killed by signal 9/KILL", "failed since ", nil},
+		"noimage":    {StartFailed, "podman: Error: initializing source docker://localhost/nosuch", "podman has no such image for this user", "", "failed since ", nil},
+		"noenvfile":  {StartFailed, "systemd: Failed to load environment files: No such file or directory", "EnvironmentFile=", "", "failed since ", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := os.ReadFile(filepath.Join("testdata", name+".unit.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			unit := &manager.Unit{}
+			if err := json.Unmarshal(b, unit); err != nil {
+				t.Fatal(err)
+			}
+			for property, value := range unit.Properties {
+				if n, ok := value.(float64); ok { // as JSON has it
+					unit.Properties[property] = uint64(n)
+				}
+			}
+			s := Tell(unit.Name, unit, recorded(t, name))
+			var text bytes.Buffer
+			s.Write(&terminal.Output{Writer: &text, Width: 80})
+			t.Logf("\n%s", &text)
+			if name == "health" && !strings.Contains(text.String(), "unhealthy (11 times more, until +30.69 s)") {
+				t.Error("health checks are told one by one")
+			}
+			if s.Outcome != c.outcome || !strings.HasPrefix(s.Reason, c.reason) || c.reason == "" && s.Reason != "" || !strings.Contains(s.Remedy, c.remedy) ||
+				s.Exit != c.exit || !strings.HasPrefix(s.Now, c.now) || c.now == "" && s.Now != "" || !slices.Equal(s.Output, c.output) {
+				t.Errorf("%s\nreason %s\nremedy %s\nexit %s\nnow %s\noutput %q", s.Outcome, s.Reason, s.Remedy, s.Exit, s.Now, s.Output)
+			}
+		})
+	}
+}
+
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
@@ -186,8 +247,8 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
-// start is a start of web.service with some messages in it.
-func start(t *testing.T, messages ...map[string]string) []journal.Entry {
+// failedStart is a start of web.service with some messages in it.
+func failedStart(t *testing.T, messages ...map[string]string) []journal.Entry {
 	t.Helper()
 	entries := []journal.Entry{entry(t, map[string]string{
 		"MESSAGE": "Starting web.service...", "MESSAGE_ID": msgStarting, "_PID": "1", "_UID": "0", "UNIT": "web.service", "INVOCATION_ID": "aa",
@@ -269,12 +330,90 @@ func TestReasons(t *testing.T) {
 			"systemd: start operation timed out. Terminating.",
 		},
 	} {
-		if s := Tell("web.service", unit, start(t, c.messages...)); s.Reason != c.want || s.Outcome != "failed" {
+		if s := Tell("web.service", unit, failedStart(t, c.messages...)); s.Reason != c.want || s.Outcome != "failed" {
 			t.Errorf("%s: %s: %q, want %q", name, s.Outcome, s.Reason, c.want)
 		}
-		if got := Reason(unit, start(t, c.messages...)); got != c.want {
-			t.Errorf("%s: LastReason %q, want %q", name, got, c.want)
+	}
+}
+
+// TestForgedWords: what a user's process, or another of root's, says in the words
+// of systemd or notify-mainpid is told as theirs, and decides nothing.
+func TestForgedWords(t *testing.T) {
+	const accepted = "New main PID 7 does not belong to service, but we'll accept it as the request to change it came from a privileged process."
+	const became = "web.service: conmon 7 of container 123 (web) is the main process"
+	with := func(f map[string]string, more ...string) map[string]string {
+		m := map[string]string{"_PID": "7", "_UID": "1000", "_TRANSPORT": "journal", "_SYSTEMD_INVOCATION_ID": "aa"}
+		for k, v := range f {
+			m[k] = v
 		}
+		for i := 0; i < len(more); i += 2 {
+			m[more[i]] = more[i+1]
+		}
+		return m
+	}
+	for name, c := range map[string]struct {
+		entry  map[string]string
+		source string // "" if it must not be told at all
+	}{
+		"SYSLOG_IDENTIFIER=systemd":         {with(nil, "MESSAGE", accepted, "SYSLOG_IDENTIFIER", "systemd", "_COMM", "logger"), "logger"},
+		"the same, of a process that ended": {with(nil, "MESSAGE", accepted, "SYSLOG_IDENTIFIER", "systemd"), "UID 1000: systemd"},
+		"SYSLOG_IDENTIFIER=notify-mainpid":  {with(nil, "MESSAGE", "took: "+became, "SYSLOG_IDENTIFIER", "notify-mainpid"), "UID 1000: notify-mainpid"},
+		"a process called systemd":          {with(nil, "MESSAGE", accepted, "_COMM", "systemd"), "UID 1000: systemd"},
+		"a process called notify-mainpid":   {with(nil, "MESSAGE", "notify-mainpid: "+became, "_COMM", "notify-mainpid"), "UID 1000: notify-mainpid"},
+		"a process called container":        {with(nil, "MESSAGE", accepted, "_COMM", "container"), "UID 1000: container"},
+		"with its MESSAGE_ID":               {with(nil, "MESSAGE", became, "MESSAGE_ID", message.MainProcess.ID, "_COMM", "sh", "UNIT", "web.service", "INVOCATION_ID", "aa"), "sh"},
+		"a set-user-ID program of that name": {
+			with(nil, "MESSAGE", "notify-mainpid: "+became, "_UID", "0", "_COMM", "notify-mainpid", "_EXE", "/usr/bin/su"), "su",
+		},
+		"a script of root's":         {with(nil, "MESSAGE", "notify-mainpid: "+became, "_UID", "0", "_COMM", "sh"), "sh"},
+		"CONTAINER_NAME= of another": {with(nil, "MESSAGE", "Error: all is lost", "CONTAINER_NAME", "web", "_COMM", "sh"), "sh"},
+		"what PID 1 quotes": {
+			with(nil, "MESSAGE", "web.service: Got notification message from PID 7: STATUS="+accepted, "_PID", "1", "_UID", "0", "UNIT", "web.service", "INVOCATION_ID", "aa"), "systemd",
+		},
+		"another user who names unit and start": {
+			map[string]string{"MESSAGE": "Error: all is lost", "_PID": "7", "_UID": "1001", "UNIT": "web.service", "INVOCATION_ID": "aa", "OBJECT_SYSTEMD_UNIT": "web.service"}, "",
+		},
+	} {
+		unit := &manager.Unit{Name: "web.service", UID: 1000, InvocationID: "aa"}
+		s := Tell("web.service", unit, failedStart(t, c.entry))
+		source := ""
+		for _, e := range s.Events {
+			if strings.HasPrefix(e.Text, "Starting ") || strings.HasPrefix(e.Text, "Failed to start ") {
+				continue
+			}
+			if source = e.Source; e.Verdict == Took || e.rank != 0 {
+				t.Errorf("%s: %+v", name, e)
+			}
+		}
+		if source != c.source {
+			t.Errorf("%s: told by %q, not %q", name, source, c.source)
+		}
+		var b bytes.Buffer
+		s.Write(&terminal.Output{Writer: &b, Width: 200})
+		if strings.Contains(b.String(), "  took: ") {
+			t.Errorf("%s: looks as if systemd took it:\n%s", name, &b)
+		}
+	}
+}
+
+// TestFlood: 5,200 messages of a user's hide neither what podman nor what systemd
+// said.
+func TestFlood(t *testing.T) {
+	var messages []map[string]string
+	for i := range 5200 {
+		messages = append(messages, map[string]string{"MESSAGE": fmt.Sprintf("word %d", i), "_PID": "7", "_UID": "1000", "_COMM": fmt.Sprintf("name%d", i), "_SYSTEMD_INVOCATION_ID": "aa"})
+	}
+	messages = append(messages,
+		map[string]string{"MESSAGE": "Error: no such image", "_PID": "8", "_UID": "1000", "_COMM": "podman", "_SYSTEMD_INVOCATION_ID": "aa"},
+		map[string]string{"MESSAGE": "web.service: Failed with result 'exit-code'.", "_PID": "1", "_UID": "0", "UNIT": "web.service", "INVOCATION_ID": "aa"})
+	s := Tell("web.service", nil, failedStart(t, messages...))
+	if s.Reason != "podman: Error: no such image" || s.LeftOut["others"] != 5200-maxFirst-maxLast || len(s.LeftOut) != 1 || len(s.Events) > 100 {
+		t.Errorf("%q, left out %v, %d events", s.Reason, s.LeftOut, len(s.Events))
+	}
+	var b bytes.Buffer
+	s.Write(&terminal.Output{Writer: &b, Width: 80})
+	if !strings.Contains(b.String(), "5160 more messages are left out here (others)\nAll messages: journalctl -u web.service\n") {
+		t.Errorf("%s", &b)
 	}
 }
 
@@ -287,7 +426,7 @@ func TestConmonIsNotTakenForPodman(t *testing.T) {
 		Start: []manager.Command{command(t, 50, 0, "1.45s", "1.9s", ours("web", "enabled")...)},
 		Post:  []manager.Command{command(t, 60, 3, "1.600001s", "1.800001s", notifyPath, "--user=1000")},
 	}
-	s := Tell(unit.Name, unit, start(t))
+	s := Tell(unit.Name, unit, failedStart(t))
 	found := false
 	for _, e := range s.Events {
 		found = found || e.Text == "conmon, process 50, was started by podman" && e.At == 450*time.Millisecond
@@ -307,7 +446,7 @@ func TestConmonIsNotTakenForPodman(t *testing.T) {
 
 func TestNothingReachesTheTerminal(t *testing.T) {
 	evil := "\x1b]0;owned\a\x1b[2J\u009b31m\r\nFAKE LINE" + strings.Repeat("x", 100000)
-	s := Tell("web.service", nil, start(t,
+	s := Tell("web.service", nil, failedStart(t,
 		map[string]string{"MESSAGE": evil, "_PID": "7", "_UID": "1000", "SYSLOG_IDENTIFIER": evil, "_COMM": "sh", "_SYSTEMD_INVOCATION_ID": "aa"},
 		map[string]string{"MESSAGE": "oci-mainpid-hook: " + evil, "_PID": "7", "_UID": "1000", "_COMM": "sh", "_SYSTEMD_INVOCATION_ID": "aa"},
 	))

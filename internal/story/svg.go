@@ -72,7 +72,7 @@ func (s Story) SVG() []byte {
 	// Verdicts last, so that nothing covers them.
 	for _, plain := range []bool{true, false} {
 		for _, e := range s.Events {
-			if plain == (e.Verdict == None) {
+			if e.At <= s.Took+grace && plain == (e.Verdict == None) {
 				fmt.Fprintf(&b, `<circle class="%s" cx="%.1f" cy="%d" r="4"><title>%s</title></circle>`+"\n",
 					svgClasses[e.Verdict], x(e.At), steps+18, escape(fmt.Sprintf("+%s %s: %.500s", duration(e.At), e.Source, e.Text)))
 			}

@@ -2,6 +2,9 @@ package story
 
 import (
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,28 +28,60 @@ var styles = map[Verdict]terminal.Style{Took: terminal.Good, Refused: terminal.B
 // Write writes the story for people.
 func (s Story) Write(o *terminal.Output) {
 	s.header(o)
-	for _, e := range s.Events {
+	over := s.Took + grace
+	for i, e := range s.Events {
+		if s.Outcome != Starting && e.At > over && (i == 0 || s.Events[i-1].At <= over) {
+			o.Printf("%s\n", o.Paint(terminal.Faint, "After the start:"))
+		}
 		e.write(o)
 	}
-	if s.Cut {
-		o.Printf("%s\n", o.Paint(terminal.Warn, "There were more messages than are told here: journalctl -u "+terminal.Quote(terminal.Clean(s.Unit))))
+	for _, source := range slices.Sorted(maps.Keys(s.LeftOut)) {
+		s.warn(o, fmt.Sprintf("%d more messages are left out here (%s)", s.LeftOut[source], source))
+	}
+	for _, missing := range s.Missing {
+		s.warn(o, missing)
+	}
+	if len(s.LeftOut)+len(s.Missing) > 0 {
+		s.warn(o, "All messages: journalctl -u "+terminal.Quote(terminal.Clean(s.Unit)))
 	}
 	if len(s.Steps) > 0 && s.Took > 0 {
 		o.Printf("\n")
 		s.timeline(o)
 	}
-	if s.Since != "" {
-		o.Printf("\nNow it is %s.\n", terminal.Clean(s.Since))
+	s.ending(o)
+}
+
+func (s Story) warn(o *terminal.Output, text string) { paragraph(o, terminal.Warn, clip(text)) }
+
+// ending says what the unit does now, why, and what the container wrote last.
+func (s Story) ending(o *terminal.Output) {
+	if s.Now != "" {
+		o.Printf("\n")
+		paragraph(o, terminal.Plain, "Now: "+clip(s.Now)+".")
 	}
 	if s.Reason != "" {
-		title := "Why it failed: "
-		if s.Outcome != "failed" {
-			title = "Odd, though: "
+		title := "Odd, though: "
+		if s.failed {
+			title = "Why it failed: "
 		}
 		o.Printf("\n")
 		paragraph(o, terminal.Strong, title+clip(s.Reason))
 		if s.Remedy != "" {
-			paragraph(o, terminal.Plain, "-> "+s.Remedy)
+			paragraph(o, terminal.Plain, "-> "+clip(s.Remedy))
+		}
+	}
+	if len(s.Output) == 0 {
+		return
+	}
+	title := "The last lines that the container wrote:"
+	if s.Exit != "" {
+		title = "The container " + s.Exit + ". The last lines that it wrote:"
+	}
+	o.Printf("\n")
+	paragraph(o, terminal.Plain, clip(title))
+	for _, line := range s.Output {
+		for _, part := range firstLines(terminal.Wrap(clip(line), max(o.Width-4, 20))) {
+			o.Printf("    %s\n", part)
 		}
 	}
 }
@@ -54,10 +89,13 @@ func (s Story) Write(o *terminal.Output) {
 func (s Story) header(o *terminal.Output) {
 	outcome, style := "is starting, since "+duration(s.Took), terminal.Warn
 	switch s.Outcome {
-	case "started":
+	case Started:
 		outcome, style = "started in "+duration(s.Took), terminal.Good
-	case "failed":
-		outcome, style = "failed to start, after "+duration(s.Took), terminal.Bad
+	case StartFailed:
+		outcome, style = "failed to start", terminal.Bad
+		if s.Took > 0 {
+			outcome += ", after " + duration(s.Took)
+		}
 	}
 	line := o.Paint(terminal.Strong, terminal.Clean(s.Unit)) + ": " + o.Paint(style, outcome)
 	if s.User != "" {
@@ -66,18 +104,25 @@ func (s Story) header(o *terminal.Output) {
 	if s.Cgroup != "" {
 		line += ", Cgroup=" + s.Cgroup
 	}
-	o.Printf("%s\n%s\n\n", line, o.Paint(terminal.Faint, s.Began.Format("Mon 2006-01-02 15:04:05 MST")+", invocation "+terminal.Clean(s.InvocationID)))
+	when := s.Began.Format("Mon 2006-01-02 15:04:05 MST")
+	if s.InvocationID != "" {
+		when += ", invocation " + terminal.Clean(s.InvocationID)
+	}
+	o.Printf("%s\n%s\n\n", line, o.Paint(terminal.Faint, when))
 }
 
 func (e Event) write(o *terminal.Output) {
 	text := clip(e.Text)
-	if e.Verdict != None {
+	switch {
+	case e.Verdict != None:
 		text = string(e.Verdict) + ": " + text
+	case looksLikeVerdict(text):
+		text = strconv.Quote(text)
 	}
-	lines := terminal.Wrap(text, max(o.Width-indent, 20))
-	if len(lines) > maxLines {
-		lines = append(lines[:maxLines-1], "...")
+	if e.Again > 0 {
+		text += fmt.Sprintf(" (%d times more, until +%s)", e.Again, duration(e.Last))
 	}
+	lines := firstLines(terminal.Wrap(text, max(o.Width-indent, 20)))
 	style := styles[e.Verdict]
 	if e.Derived && e.Verdict == None {
 		style = terminal.Faint
@@ -98,6 +143,25 @@ func (e Event) write(o *terminal.Output) {
 			o.Printf("%s%s%s\n", strings.Repeat(" ", indent), arrow, line)
 		}
 	}
+}
+
+// firstLines bounds how many lines one message gets.
+func firstLines(lines []string) []string {
+	if len(lines) > maxLines {
+		return append(lines[:maxLines-1], "...")
+	}
+	return lines
+}
+
+// looksLikeVerdict reports whether a text, which somebody else wrote, begins like
+// one of those that have a verdict.
+func looksLikeVerdict(text string) bool {
+	for verdict := range styles {
+		if strings.HasPrefix(text, string(verdict)+": ") {
+			return true
+		}
+	}
+	return false
 }
 
 // timeline draws the steps, one a line.

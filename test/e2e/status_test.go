@@ -321,10 +321,10 @@ func TestExplain(t *testing.T) {
 			n.startFails()
 			m.run("journalctl", "--sync")
 			out := m.run("oci-mainpid", "explain", n.name)
-			if !strings.Contains(out, "failed to start") || !strings.Contains(out, "Why it failed: notify-mainpid: no PID") {
+			if !strings.Contains(out, "failed to start") || !strings.Contains(out, "Why it failed: podman: started container ") {
 				m.t.Errorf("%s", out)
 			}
-			if s := n.status(); !strings.Contains(s.LastError, "no PID in the mainpid file") {
+			if s := n.status(); !strings.Contains(s.LastError, "but no hook gave the PID of its conmon") {
 				m.t.Errorf("%+v", s)
 			}
 		})

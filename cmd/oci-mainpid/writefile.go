@@ -1,0 +1,134 @@
+package main
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// writeFile writes a file whole, or leaves the one that was there: root was asked
+// for it, but who else could change where it goes must not have it elsewhere. So
+// each directory on the way must be root's and writable by nobody else, or have
+// the sticky bit, as /tmp has; no link is followed; and in place of the file there
+// may be nothing, or a regular file of root's.
+func writeFile(path string, data []byte) error {
+	absolute, err := absolutePath(path)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	dir, err := openDirectory(filepath.Dir(absolute))
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer unix.Close(dir)
+	name := filepath.Base(absolute)
+	if err := replaceable(dir, name); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	temporary := "." + name + "." + rand.Text()
+	fd, err := unix.Openat(dir, temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: make a temporary file beside it: %w", path, err)
+	}
+	f := os.NewFile(uintptr(fd), temporary)
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = unix.Renameat(dir, temporary, dir, name)
+	}
+	if err != nil {
+		unix.Unlinkat(dir, temporary, 0)
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// absolutePath is filepath.Abs, but goes by the kernel's name of the working
+// directory, which has no links in it.
+func absolutePath(path string) (string, error) {
+	if filepath.IsAbs(path) {
+		return filepath.Clean(path), nil
+	}
+	buffer := make([]byte, unix.PathMax)
+	n, err := unix.Getcwd(buffer)
+	if err != nil {
+		return "", fmt.Errorf("find the working directory: %w", err)
+	}
+	return filepath.Join(strings.TrimSuffix(string(buffer[:n]), "\x00"), path), nil
+}
+
+// errElsewhere is the advice for a directory that somebody else can change.
+var errElsewhere = errors.New("name a file in a directory of root's, such as /root")
+
+// openDirectory opens a directory from the root on, one step after the other.
+func openDirectory(path string) (int, error) {
+	dir, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	at := "/"
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		if name == "" {
+			break // the root itself
+		}
+		at = filepath.Join(at, name)
+		next, err := unix.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err == unix.ENOTDIR && isLink(dir, name) {
+			err = errors.New("is a symbolic link: name the directory that it leads to")
+		}
+		unix.Close(dir)
+		if err != nil {
+			return -1, fmt.Errorf("%s: %w", at, err)
+		}
+		dir = next
+		if err := onlyRoots(dir); err != nil {
+			unix.Close(dir)
+			return -1, fmt.Errorf("%s: %w", at, err)
+		}
+	}
+	return dir, nil
+}
+
+func isLink(dir int, name string) bool {
+	var st unix.Stat_t
+	return unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK
+}
+
+// onlyRoots fails if somebody else than root can change what is in a directory.
+func onlyRoots(dir int) error {
+	var st unix.Stat_t
+	err := unix.Fstat(dir, &st)
+	switch {
+	case err != nil:
+		return err
+	case st.Uid != 0:
+		return fmt.Errorf("belongs to UID %d, who could change where the file goes: %w", st.Uid, errElsewhere)
+	case st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0:
+		return fmt.Errorf("others may write in it (mode %04o): %w", st.Mode&0o7777, errElsewhere)
+	}
+	return nil
+}
+
+// replaceable fails if a name is taken by what root did not put there.
+func replaceable(dir int, name string) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	switch {
+	case err == unix.ENOENT:
+		return nil
+	case err != nil:
+		return err
+	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
+		return errors.New("is a symbolic link: remove it, or name another file")
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return errors.New("is not a regular file: name another one")
+	case st.Uid != 0:
+		return fmt.Errorf("belongs to UID %d: remove it, or name another file", st.Uid)
+	}
+	return nil
+}

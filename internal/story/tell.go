@@ -1,0 +1,364 @@
+package story
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"oci-mainpid-hook/internal/journal"
+	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/message"
+)
+
+// teller makes the events of a story out of what the cast said.
+type teller struct {
+	Story
+	*cast
+	unit  *manager.Unit // as it is now, nil if systemd does not know it
+	ended time.Duration // when the start was over, 0 if it is not
+	// lastLine is the last message of each process.
+	lastLine map[int]string
+	output   []string
+	// id is the container's, which podman prints when it has started it.
+	id string
+	// exit is PID 1's word on how the main process ended.
+	exit *exit
+	// stopping, over and broken are when systemd began to stop the unit, said that
+	// it ended with success, and that it failed; 0 for never.
+	stopping, over, broken time.Duration
+}
+
+// exit is how a main process ended.
+type exit struct {
+	at     time.Duration
+	killed bool
+	status string // a number, or the number and name of a signal
+}
+
+// tell tells all of the story.
+func (t *teller) tell(entries []journal.Entry) {
+	t.lastLine = map[int]string{}
+	for _, e := range entries {
+		switch at := max(e.Monotonic-t.start.zero, 0); {
+		case !t.takesPart(e):
+		case e.FromManager():
+			t.manager(e, at)
+		default:
+			t.process(e, at)
+		}
+	}
+	t.dependency(entries)
+	t.commands()
+	t.end()
+	t.containerEnd()
+	t.hookMissing()
+	t.sort()
+	t.now()
+	t.reason()
+	t.shorten()
+}
+
+func (t *teller) sort() {
+	slices.SortStableFunc(t.Events, func(a, b Event) int { return int(a.At - b.At) })
+}
+
+// manager tells what PID 1 said.
+func (t *teller) manager(e journal.Entry, at time.Duration) {
+	ev := Event{At: at, Source: systemPID1, Text: t.named(words(t.name, systemPID1, e.Message))}
+	if !ev.applyRule(e, t.Cgroup != "") {
+		return
+	}
+	if e.Fields["UNIT"] == t.name {
+		t.milestone(e, at)
+	}
+	t.Events = append(t.Events, ev)
+}
+
+var mainExited = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^\S+: Main process exited, code=(exited|killed|dumped), status=(\d+(/\S+)?)`)
+})
+
+// milestone notes what PID 1 said of the unit's state.
+func (t *teller) milestone(e journal.Entry, at time.Duration) {
+	switch e.Fields["MESSAGE_ID"] {
+	case msgStarted:
+		if t.ended == 0 {
+			t.Outcome, t.ended = Started, at
+		}
+	case msgNotStart:
+		if t.ended == 0 {
+			t.Outcome, t.ended = StartFailed, at
+		}
+	case msgStopping:
+		t.stopping = at
+	case msgSuccess:
+		t.over = at
+	case msgFailed:
+		t.broken = at
+	}
+	if m := mainExited().FindStringSubmatch(e.Message); m != nil {
+		t.exit = &exit{at: at, killed: m[1] != "exited", status: m[2]}
+		if !t.exit.killed {
+			t.exit.status, _, _ = strings.Cut(m[2], "/") // its name is that of an init script's exit status
+		}
+	}
+}
+
+var sender = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`from PID (\d+)`) })
+
+// named adds the command's name to a PID from which PID 1 had a message.
+func (t *teller) named(text string) string {
+	m := sender().FindStringSubmatchIndex(text)
+	if m == nil {
+		return text
+	}
+	pid, err := strconv.Atoi(text[m[2]:m[3]])
+	if err != nil {
+		return text
+	}
+	if name := t.commandOf(pid); name != "" {
+		return text[:m[3]] + " (" + name + ")" + text[m[3]:]
+	}
+	return text
+}
+
+// process tells what a process of the unit said.
+func (t *teller) process(e journal.Entry, at time.Duration) {
+	f := e.Fields
+	ev := Event{At: at, Source: t.sourceOf(e)}
+	ev.Text = words(t.name, ev.Source, strings.TrimRight(e.Message, "\n"))
+	switch {
+	case ev.Source == container:
+		t.output = append(t.output, ev.Text)
+	case ev.Source == "podman" && isContainerID(e.Message):
+		t.id = e.Message[:shortID]
+		ev.Text = "ID " + t.id
+	case f["PODMAN_EVENT"] != "":
+		ev.Text = strings.TrimSpace(f["PODMAN_TYPE"] + " " + f["PODMAN_EVENT"] + " " + f["PODMAN_NAME"])
+	}
+	t.lastLine[e.PID()] = ev.Text
+	if ev.applyRule(e, t.Cgroup != "") {
+		t.Events = append(t.Events, ev)
+	}
+}
+
+// words leaves out of a message what the columns before it say.
+func words(name, source, text string) string {
+	text = strings.TrimPrefix(text, source+": ")
+	text = strings.TrimPrefix(text, name+": ")
+	return longID().ReplaceAllStringFunc(text, func(id string) string { return id[:shortID] })
+}
+
+var longID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[0-9a-f]{64}`) })
+
+// dependency tells which unit did not start, where that kept this one from it.
+func (t *teller) dependency(entries []journal.Entry) {
+	i := slices.IndexFunc(t.Events, func(e Event) bool {
+		return e.Source == systemPID1 && strings.HasPrefix(e.Text, "Dependency failed for ")
+	})
+	if i < 0 {
+		return
+	}
+	var required []string
+	if t.unit != nil {
+		for _, setting := range []string{"Requires", "Requisite", "BindsTo"} {
+			required = append(required, t.unit.Properties.Strings(setting)...)
+		}
+	}
+	var failed *journal.Entry
+	for _, e := range entries {
+		f := e.Fields
+		if !e.FromManager() || f["MESSAGE_ID"] != msgNotStart || f["JOB_RESULT"] != "failed" || f["UNIT"] == t.name || e.Monotonic > t.start.zero+t.Events[i].At {
+			continue
+		}
+		// One that this unit requires, else the last: one that those require.
+		if failed == nil || slices.Contains(required, f["UNIT"]) || !slices.Contains(required, failed.Fields["UNIT"]) {
+			failed = &e
+		}
+	}
+	if failed == nil {
+		return
+	}
+	other := failed.Fields["UNIT"]
+	show := "systemctl status " + other
+	if strings.HasSuffix(other, ".service") {
+		show = "oci-mainpid explain " + other
+	}
+	t.Events[i].Meaning = other + " did not start; to see why: " + show
+	t.Events = append([]Event{{Source: systemPID1, Text: failed.Message, Verdict: Failed}}, t.Events...)
+}
+
+// end finds when the start was over and bounds what was open.
+func (t *teller) end() {
+	if u := t.current; u != nil && t.ended == 0 {
+		switch {
+		case u.ActiveEnter > t.start.zero:
+			t.ended, t.Outcome = u.ActiveEnter-t.start.zero, Started
+		case u.ActiveState == "failed" || u.ActiveState == "inactive":
+			t.ended, t.Outcome = u.Properties.Monotonic("InactiveEnterTimestampMonotonic")-t.start.zero, StartFailed
+		}
+	}
+	t.Took = t.ended
+	if t.Took <= 0 {
+		for _, e := range t.Events {
+			t.Took = max(t.Took, e.At)
+		}
+	}
+	for i := range t.Steps {
+		if s := &t.Steps[i]; s.To < s.From {
+			s.To = max(t.Took, s.From)
+		}
+	}
+	// What systemd says itself needs no telling from its state.
+	said := slices.ContainsFunc(t.Events, func(e Event) bool { return e.Verdict == Took && !e.Derived })
+	t.Events = slices.DeleteFunc(t.Events, func(e Event) bool { return said && e.Verdict == Took && e.Derived })
+	slices.SortStableFunc(t.Steps, func(a, b Step) int { return int(a.From - b.From) })
+}
+
+// containerEnd tells how the container ended, if it did so by itself.
+func (t *teller) containerEnd() {
+	if t.exit == nil || t.id == "" && t.Outcome != Started {
+		// With Cgroup=user systemd does not watch conmon before the start is over.
+		for _, e := range t.Events {
+			if e.Source == message.Hook && e.rank == rankGone {
+				t.Exit = "ended before the hook could look at it"
+				t.Events = append(t.Events, Event{At: e.At, Source: container, Text: t.Exit, Verdict: Failed, Derived: true, rank: rankEnded})
+				return
+			}
+		}
+		return
+	}
+	t.Exit = "ended with exit status " + t.exit.status
+	if t.exit.killed {
+		t.Exit = "lost its conmon, the unit's main process: killed by signal " + t.exit.status
+	}
+	ev := Event{At: t.exit.at, Source: container, Text: t.Exit, Derived: true}
+	caused := t.stopping > 0 && t.stopping <= ev.At || slices.ContainsFunc(t.Events, func(e Event) bool {
+		byRoot := e.Source == systemPID1 || isReserved(e.Source)
+		return e.At <= ev.At && (e.rank > rankEnded || byRoot && e.rank >= rankTimeout)
+	})
+	if !caused {
+		ev.Verdict, ev.rank = Failed, rankEnded
+	}
+	t.Events = append(t.Events, ev)
+}
+
+// hookMissing tells that podman started the container, and that no hook told its
+// conmon's PID.
+func (t *teller) hookMissing() {
+	noPID := slices.IndexFunc(t.Events, func(e Event) bool { return e.Source == message.NotifyMainPID && e.rank == rankNoPID })
+	hook := slices.ContainsFunc(t.Events, func(e Event) bool { return e.Source == message.Hook && e.Verdict == Failed })
+	if noPID < 0 || hook || t.id == "" || t.exit != nil && t.exit.at < t.Events[noPID].At {
+		return
+	}
+	t.Events = append(t.Events, Event{
+		At: t.Events[noPID].At, Source: "podman", Verdict: Failed, Derived: true, rank: rankNoHook,
+		Text:    "started container " + t.id + ", but no hook gave the PID of its conmon",
+		Meaning: "does podman run the hook as this user? oci-mainpid check " + t.name + " says in which hooks_dir oci-mainpid-hook.json must be",
+	})
+}
+
+// isUp reports whether the unit runs, or would as far as is known.
+func (t *teller) isUp() bool {
+	return t.unit != nil && (t.unit.ActiveState == "active" || t.unit.ActiveState == "reloading" || t.unit.ActiveState == "refreshing")
+}
+
+// waitsForRestart reports whether systemd will start the unit again.
+func (t *teller) waitsForRestart() bool {
+	return t.unit != nil && strings.HasPrefix(t.unit.SubState, "auto-restart")
+}
+
+// now tells what the unit is doing, if it is not active.
+func (t *teller) now() {
+	u := t.unit
+	switch {
+	case t.isUp() || t.Outcome == Starting && !t.waitsForRestart():
+	case t.waitsForRestart():
+		wait, _ := u.Properties.Uint("RestartUSec")
+		t.Now = fmt.Sprintf("waits to be started again (RestartSec=%v, restarts so far: %d)", time.Duration(wait)*time.Microsecond, u.Restarts)
+	case u != nil && u.ActiveState == "failed":
+		t.Now = "failed, with systemd's result " + u.Result
+		if !u.StateChange.IsZero() {
+			t.Now = "failed since " + u.StateChange.Format("Jan 2 15:04:05") + ", with systemd's result " + u.Result
+		}
+	case t.Outcome == StartFailed:
+	case t.broken > t.Took:
+		t.Now = "not running: its last run failed"
+	case u != nil && u.Type == "oneshot":
+		t.Now = "over, with success: a unit with Type=oneshot ends when its command does"
+	case t.stopping > 0:
+		t.Now = "stopped: systemd was told to stop it at +" + duration(t.stopping)
+	case t.over > 0 && t.Cgroup == "":
+		t.Now = "over, since +" + duration(t.over) + ": systemd had no process left to watch"
+	case t.over > 0:
+		t.Now = "over, since +" + duration(t.over) + ": the container ended with success"
+	case u != nil:
+		t.Now = u.ActiveState + " (" + u.SubState + ")"
+	}
+}
+
+// reason finds what best says why it failed: the word of the one who knows most.
+func (t *teller) reason() {
+	failed := t.Outcome == StartFailed
+	late := 0 // of the events, the first that is not of the start
+	if t.Outcome == Started {
+		failed = !t.isUp() && (t.broken > t.Took || t.waitsForRestart() || t.unit != nil && t.unit.ActiveState == "failed")
+		for failed && late < len(t.Events) && t.Events[late].At <= t.Took {
+			late++
+		}
+	}
+	best := blame(t.Events[late:], failed)
+	if best < 0 {
+		if failed && t.unit != nil && t.unit.Result != "" {
+			t.Reason = "systemd's result is " + t.unit.Result
+		}
+	} else {
+		e := &t.Events[late+best]
+		t.Reason, t.Remedy = e.Source+": "+e.Text, e.Meaning
+		if e.rank == rankEnded && len(t.output) == 0 && !t.logsToJournal() {
+			t.Remedy = "what the container wrote is not in the journal; with LogDriver=journald (podman run --log-driver=journald) it is, from the next start on"
+		}
+		for i := range t.Events { // the remedy is told at the end
+			if t.Events[i].Meaning == t.Remedy {
+				t.Events[i].Meaning = ""
+			}
+		}
+	}
+	if t.failed = failed; failed {
+		t.Output = t.output[max(len(t.output)-maxOutput, 0):]
+	}
+}
+
+// logsToJournal reports whether the unit's podman was told to log to the journal.
+func (t *teller) logsToJournal() bool {
+	if t.unit == nil {
+		return false
+	}
+	podman, _ := t.unit.Podman()
+	driver, _ := podman.Last("log-driver")
+	return driver == "journald"
+}
+
+// blame returns the event that is closest to the cause of a failure, -1 for none.
+// Where nothing failed, what systemd refused is worth a word unless it took a main
+// PID as well.
+func blame(events []Event, failed bool) (best int) {
+	best = -1
+	for i, e := range events {
+		switch {
+		case !failed && e.Verdict == Took:
+			return -1
+		case e.rank == 0:
+		case e.Verdict == Refused, failed && e.Verdict == Failed:
+			// Of equals, the first: what follows is mostly its consequence.
+			if best < 0 || e.rank > events[best].rank {
+				best = i
+			}
+		}
+	}
+	return best
+}
