@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"oci-mainpid-hook/internal/confine"
 	"oci-mainpid-hook/internal/diagnosis"
 	"oci-mainpid-hook/internal/message"
+	"oci-mainpid-hook/internal/printable"
 	"oci-mainpid-hook/internal/terminal"
 	"oci-mainpid-hook/internal/unitfile"
 )
@@ -63,39 +64,48 @@ func check(ctx context.Context, w io.Writer, names []string, format string, log 
 		return err
 	}
 	defer stop()
-	reader, err := diagnosis.NewReader(ctx, m)
+	if err := confine.Bound(); err != nil {
+		return err
+	}
+	points, err := gather(ctx, func(ctx context.Context, g *gathering[diagnosis.Point]) error {
+		g.look("this machine")
+		reader, err := diagnosis.NewReader(ctx, m)
+		if err != nil {
+			return err
+		}
+		g.add(reader.Machine().Points()...)
+		if len(names) == 0 {
+			if names, err = m.Ours(ctx); err != nil {
+				return err
+			}
+			for _, name := range reader.Wanted() {
+				if !slices.Contains(names, name) {
+					names = append(names, name)
+				}
+			}
+		}
+		log.Step("looking at these units: %s", strings.Join(names, " "))
+		for _, name := range names {
+			g.look(name)
+			g.add(reader.Unit(ctx, name).Points()...)
+		}
+		if len(names) == 0 {
+			g.add(diagnosis.NoUnits)
+		}
+		return nil
+	})
+	if late := (lateError{}); errors.As(err, &late) {
+		points = append(points, diagnosis.Point{Level: diagnosis.Fail, What: "time", Found: late.Error(), Fix: "oci-mainpid check UNIT, one after the other"})
+		err = nil
+	}
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 {
-		if names, err = m.Ours(ctx); err != nil {
-			return err
-		}
-		for _, name := range reader.Wanted() {
-			if !slices.Contains(names, name) {
-				names = append(names, name)
-			}
-		}
-	}
-	points := reader.Machine().Points()
-	log.Step("looking at these units: %s", strings.Join(names, " "))
-	for _, name := range names {
-		points = append(points, reader.Unit(ctx, name).Points()...)
-	}
-	if ctx.Err() != nil {
-		return errors.New("interrupted")
-	}
 	failures, warnings := diagnosis.Failures(points)
 	if format == "json" {
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		err = encoder.Encode(report{failures == 0, failures, warnings, points})
+		err = printable.WriteJSON(w, report{failures == 0, failures, warnings, points})
 	} else {
-		o := terminal.New(w)
-		diagnosis.Write(o, points, log.Verbose)
-		if len(names) == 0 {
-			o.Printf("no unit runs its container as a user yet: oci-mainpid generate --help\n")
-		}
+		diagnosis.Write(terminal.New(w), points, log.Verbose)
 	}
 	if err == nil && failures > 0 {
 		err = fmt.Errorf("%d of %d points would keep it from working", failures, len(points))

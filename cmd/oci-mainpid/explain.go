@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"oci-mainpid-hook/internal/confine"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/internal/story"
@@ -54,6 +55,9 @@ func explain(ctx context.Context, o *terminal.Output, name, svg string, log *mes
 		return err
 	}
 	defer stop()
+	if err := confine.Bound(); err != nil {
+		return err
+	}
 	unit, unitErr := m.Unit(ctx, name)
 	// The journal may know a unit that systemd has forgotten, and what systemd does
 	// not say in time.

@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"oci-mainpid-hook/internal/message"
+	"oci-mainpid-hook/internal/printable"
 	"oci-mainpid-hook/quadlet"
 )
 
@@ -44,8 +44,8 @@ func main() {
 		log.Say(message.NotStarted, err.Error(), nil)
 		os.Exit(exitFailed)
 	}
-	for line := range strings.Lines(err.Error()) {
-		fmt.Fprintf(os.Stderr, "oci-mainpid: %s\n", strings.TrimSuffix(line, "\n"))
+	for _, line := range printable.Lines(err.Error()) {
+		fmt.Fprintf(os.Stderr, "oci-mainpid: %s\n", line)
 	}
 	if errors.Is(err, errUsage) {
 		os.Exit(exitUsage)

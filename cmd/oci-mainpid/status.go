@@ -16,8 +16,10 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"oci-mainpid-hook/internal/confine"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/message"
+	"oci-mainpid-hook/internal/printable"
 	"oci-mainpid-hook/internal/status"
 	"oci-mainpid-hook/internal/terminal"
 )
@@ -39,7 +41,7 @@ it and as podman has it, and whether systemd's main process is podman's conmon.`
 			if watch && format == "prometheus" {
 				return usageError(errors.New("--watch goes with the formats table and json only"))
 			}
-			return showStatus(cmd.Context(), serviceNames(args), watch, write, log)
+			return showStatus(cmd.Context(), cmd.ErrOrStderr(), serviceNames(args), watch, write, log)
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "table", "`FORMAT` is table, json, or prometheus for node_exporter's textfile collector")
@@ -73,11 +75,20 @@ func statusWriter(format string, w io.Writer) (func(services []status.Service, w
 		}, nil
 	case "json":
 		return func(services []status.Service, watch bool) error {
-			encoder := json.NewEncoder(w)
-			if !watch { // else a line for each change
-				encoder.SetIndent("", "  ")
+			if !watch {
+				return printable.WriteJSON(w, services)
 			}
-			return encoder.Encode(services)
+			var b bytes.Buffer
+			err := printable.WriteJSON(&b, services)
+			if err == nil { // a line for each change
+				var line bytes.Buffer
+				err = json.Compact(&line, b.Bytes())
+				b = line
+			}
+			if err == nil {
+				_, err = w.Write(append(b.Bytes(), '\n'))
+			}
+			return err
 		}, nil
 	case "prometheus":
 		return func(services []status.Service, _ bool) error { return status.WritePrometheus(w, services) }, nil
@@ -88,19 +99,30 @@ func statusWriter(format string, w io.Writer) (func(services []status.Service, w
 // settle is how long changes are waited for that come together.
 const settle = 100 * time.Millisecond
 
-func showStatus(ctx context.Context, names []string, watch bool, write func([]status.Service, bool) error, log *message.Log) error {
+func showStatus(ctx context.Context, stderr io.Writer, names []string, watch bool, write func([]status.Service, bool) error, log *message.Log) error {
 	m, stop, err := connect(&ctx, log)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	reader := status.Reader{Manager: m}
+	read := func() ([]status.Service, error) {
+		return gather(ctx, func(ctx context.Context, g *gathering[status.Service]) error {
+			leftOut, err := status.Read(ctx, m, names, g.look, g.add)
+			for _, l := range leftOut {
+				fmt.Fprintf(stderr, "oci-mainpid: warning: %v\n", l)
+			}
+			return err
+		})
+	}
 	if !watch {
-		services, err := reader.Read(ctx, names)
-		if err != nil {
+		if err := confine.Bound(); err != nil {
 			return err
 		}
-		return write(services, false)
+		services, err := read()
+		if err == nil || errors.As(err, new(lateError)) {
+			err = errors.Join(write(services, false), err)
+		}
+		return err
 	}
 	changes, err := m.Watch(ctx)
 	if err != nil {
@@ -111,7 +133,7 @@ func showStatus(ctx context.Context, names []string, watch bool, write func([]st
 	defer signal.Stop(resized)
 	var shown []status.Service
 	for {
-		services, err := reader.Read(ctx, names)
+		services, err := read()
 		if err == nil && (shown == nil || !reflect.DeepEqual(services, shown)) {
 			err = write(services, true)
 		}

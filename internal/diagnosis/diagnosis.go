@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"oci-mainpid-hook/internal/printable"
 	"oci-mainpid-hook/internal/terminal"
 )
 
@@ -44,8 +45,11 @@ func (p *points) warn(what, found, fix string) { p.add(Warn, what, found, fix) }
 func (p *points) fail(what, found, fix string) { p.add(Fail, what, found, fix) }
 
 func (p *points) add(level Level, what, found, fix string) {
-	p.list = append(p.list, Point{Object: p.object, Level: level, What: what, Found: found, Fix: fix})
+	p.list = append(p.list, Point{Object: p.object, Level: level, What: what, Found: printable.Clean(found), Fix: printable.Clean(fix)})
 }
+
+// NoUnits is the point of a machine that has no unit of ours.
+var NoUnits = Point{Level: OK, What: "units", Found: "no unit runs its container as a user yet, see: oci-mainpid generate --help"}
 
 // Failures returns how many of the points are of the level Fail, and of Warn.
 func Failures(list []Point) (failures, warnings int) {

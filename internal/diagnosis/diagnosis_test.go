@@ -139,6 +139,7 @@ func TestMachines(t *testing.T) {
 		level         Level
 		found, remedy string
 	}{
+		"processes left out":   {func(m *Machine) { m.LeftOut = []string{"2000 processes of user 1000"} }, "processes", Warn, "2000 processes", "ps -C conmon"},
 		"systemd of Debian 10": {func(m *Machine) { m.Systemd = "241" }, "systemd", Fail, "BARRIER=1", "246"},
 		"systemd of Debian 11": {func(m *Machine) { m.Systemd = "247.3-7+deb11u7" }, "systemd", Warn, "no OpenFile=", ""},
 		"systemd of Debian 12": {func(m *Machine) { m.Systemd = "252.39-1~deb12u1" }, "systemd", Warn, "no OpenFile=", ""},

@@ -48,6 +48,9 @@ type Machine struct {
 	// PodmanProfile says that AppArmor has a profile for podman.
 	PodmanProfile bool
 	Denials       []string
+
+	// LeftOut says which processes of users were not looked at, and why.
+	LeftOut []string
 }
 
 // Versions from which on what is needed is there.
@@ -75,6 +78,9 @@ func (m Machine) Points() []Point {
 	m.idmap(p)
 	m.installed(p)
 	m.denials(p)
+	for _, l := range m.LeftOut {
+		p.warn("processes", l, "ps -C conmon -o pid,user,comm; ask the user what they are for")
+	}
 	return p.list
 }
 

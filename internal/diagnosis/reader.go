@@ -55,6 +55,13 @@ func NewReader(ctx context.Context, m *manager.Manager) (*Reader, error) {
 	r.conmons = sync.OnceValues(func() (census.Census, error) { return census.Take(ctx, nil) })
 	r.removesIPC = sync.OnceValue(func() bool { return manager.RemovesIPC(ctx) })
 	r.readMachine(ctx)
+	if processes, err := r.conmons(); err != nil {
+		r.machine.LeftOut = []string{err.Error()}
+	} else {
+		for _, l := range processes.LeftOut {
+			r.machine.LeftOut = append(r.machine.LeftOut, l.String())
+		}
+	}
 	return r, nil
 }
 

@@ -151,42 +151,39 @@ func leftOverText(conmons []Conmon) string {
 	return text
 }
 
-// Reader reads the status of services.
-type Reader struct {
-	Manager *manager.Manager
-}
-
-// Read returns the status of the named services; of all that are ours if none is
-// named. A name that systemd does not know is an error, manager.ErrNoUnit.
-func (r Reader) Read(ctx context.Context, names []string) ([]Service, error) {
+// Read reads the status of the named services; of all that are ours if none is named.
+// It tells look what it looks at, and add what it finds: the services, in the order of
+// their names. A name that systemd does not know is an error, manager.ErrNoUnit.
+func Read(ctx context.Context, m *manager.Manager, names []string, look func(at string), add func(...Service)) (leftOut []census.LeftOut, err error) {
+	look("the units")
 	if len(names) == 0 {
-		var err error
-		if names, err = r.Manager.Ours(ctx); err != nil {
+		if names, err = m.Ours(ctx); err != nil {
 			return nil, err
 		}
 	}
 	units, users := []*manager.Unit{}, map[int]bool{}
 	for _, name := range names {
-		u, err := r.Manager.Unit(ctx, name)
+		u, err := m.Unit(ctx, name)
 		if err != nil {
 			return nil, err
 		}
 		units = append(units, u)
 		users[u.UID] = true
 	}
+	look("the processes")
 	processes, err := census.Take(ctx, users)
 	if err != nil {
 		return nil, err
 	}
-	services := []Service{}
 	for _, u := range units {
+		look(u.Name)
 		s := Of(u, processes.Conmons)
 		if (u.Result != "success" && u.Result != "" || u.ActiveState == "failed") && u.Refused() == "" {
 			s.LastError = lastError(ctx, u)
 		}
-		services = append(services, s)
+		add(s)
 	}
-	return services, nil
+	return processes.LeftOut, nil
 }
 
 // lastError asks the journal, and where that has nothing, systemd.
