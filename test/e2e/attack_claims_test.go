@@ -191,15 +191,24 @@ func (b battle) reusedPIDs() {
 	// The first 300 are not given twice.
 	b.shell(`while : & [ $! -lt 300 ]; do wait; done`)
 
+	// A file of the user's may set what tells of systemd's version.
+	edited := n
+	edited.name = u.name + "-stage@.service"
+	edited.dropin(70, "[Service]\nEnvironmentFile=-"+u.home()+"/environment\n")
+	n.systemctl("daemon-reload")
+
 	for _, c := range []struct {
 		name, hold, reason string
 		sent               bool
+		environment        string
 	}{
-		{"a PID that is reused between write and check", "before-check", `refused: process \d+: runs as UID ` + other.uid, false},
-		{"a PID that is reused between check and notification", "before-send", `process \d+: has ended`, true},
+		{"a PID that is reused between write and check", "before-check", `refused: process \d+: runs as UID ` + other.uid, false, ""},
+		{"a PID that is reused between check and notification", "before-send", `process \d+: has ended`, true, ""},
+		{"a PID that is reused between check and notification, with MAINPIDFDID=1 in a file of EnvironmentFile=", "before-send", `process \d+: has ended`, true, "MAINPIDFDID=1\n"},
 	} {
 		b.fight(c.name, func(f fight) {
 			n := n.in(f.machine)
+			n.writeHome("environment", c.environment)
 			repeat(50, func() { f.reuse(n, other, c.hold, c.reason, c.sent) })
 			if f.row.tried == 0 {
 				f.t.Error("no PID was reused in time")

@@ -41,6 +41,15 @@ func TestAttack(t *testing.T) {
 			{"hooks", battle.hooks},
 			{"notifications", battle.notifications},
 			{"own unit", battle.ownUnit},
+			{"failing closed", battle.failClosed},
+			{"names", battle.names},
+			{"environments", battle.environments},
+			{"rooms", battle.rooms},
+			{"strangers", battle.strangers},
+			{"timeouts", battle.timeouts},
+			{"tools", battle.tools},
+			{"journals", battle.journals},
+			{"controls", battle.controls},
 		} {
 			m.subtest(group.name, func(m machine) { group.run(battle{m, &table}) })
 		}

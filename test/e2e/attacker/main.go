@@ -3,8 +3,9 @@
 //
 //	attacker COMMAND [ARG...]
 //
-// By its other name, notify-mainpid, it stands for the helper: it runs the real
-// one and writes down what that took.
+// By the name notify-mainpid it stands for the helper: it runs the real one and
+// writes down what that took. By the name oci-mainpid-generator it stands for the
+// generator: it runs the real one and kills it at one of its writes.
 package main
 
 import (
@@ -20,7 +21,12 @@ var commands = map[string]struct {
 	run       func(args []string) error
 }{
 	"blank":    {2, blank},
+	"fill":     {4, fill},
+	"hoard":    {3, hoard},
+	"journal":  {3, sendJournal},
 	"lease":    {1, lease},
+	"measure":  {3, measure},
+	"mute":     {1, mute},
 	"put":      {3, put},
 	"replace":  {4, replace},
 	"rewrite":  {2, rewrite},
@@ -32,8 +38,11 @@ var commands = map[string]struct {
 }
 
 func main() {
-	if filepath.Base(os.Args[0]) == "notify-mainpid" {
+	switch filepath.Base(os.Args[0]) {
+	case "notify-mainpid":
 		os.Exit(supervise(os.Args[1:]))
+	case "oci-mainpid-generator":
+		os.Exit(generate(os.Args[1:]))
 	}
 	err := fmt.Errorf("no such command: %q", os.Args[1:])
 	if len(os.Args) > 1 {
