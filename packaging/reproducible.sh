@@ -16,7 +16,7 @@ build() {
 	mkdir -p "${dir%/*}"
 	git clone --quiet . "$dir"
 	make -s -C "$dir" build "$@" >&2
-	(cd "$dir/bin" && sha256sum oci-mainpid-hook notify-mainpid oci-mainpid) >"$dir.sums"
+	(cd "$dir/bin" && sha256sum oci-mainpid-hook notify-mainpid podman-pause oci-mainpid) >"$dir.sums"
 	make -s -C "$dir" deb rpm >&2
 	(cd "$dir/bin" && sha256sum sbom/* ./*.deb ./*.rpm) >>"$dir.sums"
 }

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"text/tabwriter"
 	"time"
 )
 
@@ -30,35 +31,43 @@ type program struct {
 	before, after func() error
 }
 
+// A series is what the runs of one thing took: from start to end, and on
+// processors, which others' load lengthens least.
+type series struct{ wall, processor []time.Duration }
+
+func (s *series) add(wall, processor time.Duration) {
+	s.wall, s.processor = append(s.wall, wall), append(s.processor, processor)
+}
+
 // measure runs the programs in rounds, each in an order of its own, so that
 // what else the machine does falls on all of them alike. It returns the times of
-// each: from start to exit, and on a processor.
-func measure(ctx context.Context, programs []program, rounds int) (wall, processor [][]time.Duration, err error) {
+// each.
+func measure(ctx context.Context, programs []program, rounds int) ([]series, error) {
 	// A collection of this process must not fall into somebody's time.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	stderr, err := os.CreateTemp("", "oci-mainpid-bench-stderr-")
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer os.Remove(stderr.Name())
 	defer stderr.Close()
 
-	wall, processor = make([][]time.Duration, len(programs)), make([][]time.Duration, len(programs))
+	times := make([]series, len(programs))
 	for round := range warmUp + rounds {
 		for _, i := range rand.Perm(len(programs)) {
 			if err := ctx.Err(); err != nil {
-				return nil, nil, err
+				return nil, err
 			}
 			elapsed, used, err := programs[i].run(stderr)
 			if err != nil {
-				return nil, nil, fmt.Errorf("%s: %w", programs[i].name, err)
+				return nil, fmt.Errorf("%s: %w", programs[i].name, err)
 			}
 			if round >= warmUp {
-				wall[i], processor[i] = append(wall[i], elapsed), append(processor[i], used)
+				times[i].add(elapsed, used)
 			}
 		}
 	}
-	return wall, processor, nil
+	return times, nil
 }
 
 // run runs the program once and returns its time from start to exit and that on
@@ -127,10 +136,26 @@ func ratioInterval(a, b []time.Duration) (low, high float64) {
 	return ratios[25], ratios[974]
 }
 
-// comparison returns the ratio and its interval as text.
-func comparison(a, b []time.Duration) string {
-	low, high := ratioInterval(a, b)
-	return fmt.Sprintf("%.3f (%.3f to %.3f)", ratio(a, b), low, high)
+// A comparison is what the same thing took with this build and with the other.
+type comparison struct {
+	name        string
+	this, other series
+}
+
+// printComparisons prints a table of the ratios of two builds; what is the
+// heading of the names.
+func printComparisons(what string, comparisons []comparison) error {
+	fmt.Print("\nThis build / other build (95 % sure):\n\n")
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(t, "median\tprocessor\t  %s\n", what)
+	between := func(a, b []time.Duration) string {
+		low, high := ratioInterval(a, b)
+		return fmt.Sprintf("%.3f (%.3f to %.3f)", ratio(a, b), low, high)
+	}
+	for _, c := range comparisons {
+		fmt.Fprintf(t, "%s\t%s\t  %s\n", between(c.this.wall, c.other.wall), between(c.this.processor, c.other.processor), c.name)
+	}
+	return t.Flush()
 }
 
 // load is the load average of the last minute (proc_loadavg(5)).

@@ -31,7 +31,7 @@ func benchPrograms(ctx context.Context, builds []build, rounds int) error {
 	}
 	empty := slices.IndexFunc(programs, func(p program) bool { return p.build != "" })
 	before := load()
-	times, processor, err := measure(ctx, programs, rounds)
+	times, err := measure(ctx, programs, rounds)
 	if err != nil {
 		return err
 	}
@@ -51,9 +51,10 @@ func benchPrograms(ctx context.Context, builds []build, rounds int) error {
 		if p.aim > 0 {
 			aim = fmt.Sprintf("≤ %.1f", p.aim)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t", milliseconds(median(times[i])), milliseconds(quantile(times[i], 0.95)), milliseconds(median(processor[i])), ratio(times[i], times[0]), aim)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t", milliseconds(median(times[i].wall)), milliseconds(quantile(times[i].wall, 0.95)),
+			milliseconds(median(times[i].processor)), ratio(times[i].wall, times[0].wall), aim)
 		if noC == nil {
-			fmt.Fprintf(t, "%.2f\t", ratio(times[i], times[1]))
+			fmt.Fprintf(t, "%.2f\t", ratio(times[i].wall, times[1].wall))
 		}
 		name := p.name
 		if len(builds) > 1 && p.build != "" {
@@ -65,13 +66,12 @@ func benchPrograms(ctx context.Context, builds []build, rounds int) error {
 		return err
 	}
 	if len(builds) > 1 {
-		fmt.Print("\nThis build / other build (95 % sure):\n\n")
-		fmt.Fprintln(t, "median\tprocessor\t  program")
 		per := (len(programs) - empty) / len(builds)
+		var comparisons []comparison
 		for i := empty; i < empty+per; i++ {
-			fmt.Fprintf(t, "%s\t%s\t  %s\n", comparison(times[i], times[i+per]), comparison(processor[i], processor[i+per]), programs[i].name)
+			comparisons = append(comparisons, comparison{programs[i].name, times[i], times[i+per]})
 		}
-		if err := t.Flush(); err != nil {
+		if err := printComparisons("program", comparisons); err != nil {
 			return err
 		}
 	}

@@ -57,14 +57,15 @@ func benchStart(ctx context.Context, machine *sandbox.Machine, builds []build, r
 	if err != nil {
 		return fmt.Errorf("systemctl start on %s: %w\n%s", machine.Suite, err, stderr.Bytes())
 	}
-	times, err := parseStarts(string(out))
+	starts, err := parseStarts(string(out))
 	if err != nil {
 		return fmt.Errorf("systemctl start on %s: %w", machine.Suite, err)
 	}
 	fmt.Printf("systemctl start until active on %s, a .container whose image is there, %d of each in random\n"+
-		"order, medians; × own: times that of the user's own manager. Load %s before and %s after.\n\n",
+		"order, medians; processor: what all of the machine was on processors meanwhile, which others'\n"+
+		"load lengthens least; × own: times that of the user's own manager. Load %s before and %s after.\n\n",
 		machine.Suite, rounds, before, load())
-	return printStarts(times, builds)
+	return printStarts(starts, builds)
 }
 
 // copyPrograms copies the build's programs to a new directory.
@@ -85,47 +86,52 @@ func copyPrograms(b build, dir string) error {
 }
 
 // parseStarts reads what start.sh prints. The builds are "0" and "1".
-func parseStarts(out string) (map[started][]time.Duration, error) {
-	times := map[started][]time.Duration{}
+func parseStarts(out string) (map[started]series, error) {
+	starts := map[started]series{}
 	for line := range strings.Lines(out) {
-		fields := strings.Fields(line)
-		if len(fields) != 3 {
+		var unit, build string
+		var wall, processor int
+		if _, err := fmt.Sscanf(line, "%s %s %d %d\n", &unit, &build, &wall, &processor); err != nil {
 			return nil, fmt.Errorf("unexpected output %q", line)
 		}
-		n, err := strconv.Atoi(fields[2])
-		if err != nil {
-			return nil, fmt.Errorf("unexpected output %q", line)
-		}
-		key := started{fields[0], fields[1]}
-		times[key] = append(times[key], time.Duration(n)*time.Microsecond)
+		key := started{unit, build}
+		of := starts[key]
+		of.add(time.Duration(wall)*time.Microsecond, time.Duration(processor)*time.Microsecond)
+		starts[key] = of
 	}
-	return times, nil
+	return starts, nil
 }
 
-func printStarts(times map[started][]time.Duration, builds []build) error {
+func printStarts(starts map[started]series, builds []build) error {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	for _, b := range builds {
-		fmt.Fprintf(t, "%s\t× own\t", b.name)
-	}
-	if len(builds) == 2 {
-		fmt.Fprint(t, "this / other (95 % sure)\t")
+		fmt.Fprintf(t, "%s\t× own\tprocessor\t× own\t", b.name)
 	}
 	fmt.Fprintln(t, "  unit")
 	for _, u := range startUnits {
-		for i := range builds {
+		for i, b := range builds {
 			build := strconv.Itoa(i)
-			unit, own := times[started{u.word, build}], times[started{ownManager, build}]
-			if len(unit) == 0 || len(own) == 0 {
-				return fmt.Errorf("%s, %s: nothing was measured", u.name, builds[i].name)
+			unit, own := starts[started{u.word, build}], starts[started{ownManager, build}]
+			if len(unit.wall) == 0 || len(own.wall) == 0 {
+				return fmt.Errorf("%s, %s: nothing was measured", u.name, b.name)
 			}
-			fmt.Fprintf(t, "%s\t%.2f\t", milliseconds(median(unit)), ratio(unit, own))
-		}
-		if len(builds) == 2 {
-			fmt.Fprintf(t, "%s\t", comparison(times[started{u.word, "0"}], times[started{u.word, "1"}]))
+			fmt.Fprintf(t, "%s\t%.2f\t%s\t%.2f\t", milliseconds(median(unit.wall)), ratio(unit.wall, own.wall),
+				milliseconds(median(unit.processor)), ratio(unit.processor, own.processor))
 		}
 		fmt.Fprintln(t, "  "+u.name)
 	}
-	err := t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if len(builds) > 1 {
+		var comparisons []comparison
+		for _, u := range startUnits {
+			comparisons = append(comparisons, comparison{u.name, starts[started{u.word, "0"}], starts[started{u.word, "1"}]})
+		}
+		if err := printComparisons("unit", comparisons); err != nil {
+			return err
+		}
+	}
 	fmt.Println()
-	return err
+	return nil
 }

@@ -1,7 +1,8 @@
 #!/bin/bash
 # start.sh ROUNDS BUILD...: time "systemctl start" of one container in several
 # units, with the programs of each BUILD, a directory, installed in turn. Prints
-# the unit, the number of the build and microseconds for each start.
+# for each start the unit, the number of the build, microseconds, and microseconds
+# that all of the machine was on processors meanwhile.
 set -eu
 rounds=$1
 shift
@@ -59,10 +60,17 @@ install_build() { # DIRECTORY
 	systemctl try-restart 'oci-mainpid-pause@*.service'
 }
 
+processor() { # sets used
+	read -r _ used </sys/fs/cgroup/cpu.stat
+}
+
 measure() { # UNIT
-	local begin=${EPOCHREALTIME/./}
+	local begin before
+	processor && before=$used
+	begin=${EPOCHREALTIME/./}
 	control "$1" start "bench-$1" || fail "$1" "it does not start"
 	took=$((${EPOCHREALTIME/./} - begin))
+	processor && used=$((used - before))
 	check "$1"
 	stop "$1"
 }
@@ -91,7 +99,7 @@ for ((round = 0; round <= rounds; round++)); do
 		install_build "${builds[build]}"
 		for unit in $(shuf -e "${units[@]}"); do
 			measure "$unit"
-			[ $round = 0 ] || echo "$unit $build $took"
+			[ $round = 0 ] || echo "$unit $build $took $used"
 		done
 	done
 done
