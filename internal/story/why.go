@@ -53,7 +53,7 @@ func (t *teller) hookMissing() {
 	})
 }
 
-// isUp reports whether the unit runs, or would as far as is known.
+// isUp reports whether systemd says that the unit runs.
 func (t *teller) isUp() bool {
 	return t.unit != nil && (t.unit.ActiveState == "active" || t.unit.ActiveState == "reloading" || t.unit.ActiveState == "refreshing")
 }
