@@ -68,6 +68,8 @@ func explain(ctx context.Context, o *terminal.Output, name, svg string, log *mes
 	began := time.Now()
 	s, err := story.Read(ctx, name, unit)
 	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return errors.New("interrupted")
 	case errors.Is(err, story.ErrNoStart) && unitErr != nil:
 		return unitErr
 	case err != nil:

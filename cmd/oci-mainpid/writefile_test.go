@@ -49,9 +49,7 @@ func TestWriteFile(t *testing.T) {
 	} {
 		dir := filepath.Join(t.TempDir(), "dir")
 		must(os.Mkdir(dir, 0o755))
-		for up := dir; up != "/tmp" && up != "/"; up = filepath.Dir(up) {
-			must(os.Chmod(up, 0o755))
-		}
+		must(os.Chmod(filepath.Dir(dir), 0o755)) // whatever the umask is
 		path := c.prepare(dir)
 		err := writeFile(path, []byte("new"))
 		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n")) {

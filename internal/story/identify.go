@@ -101,8 +101,8 @@ func (c *cast) remember(u *manager.Unit) {
 	if !c.start.known && u.InactiveExit > 0 {
 		c.start.began, c.start.zero, c.start.known = u.Properties.Time("InactiveExitTimestamp"), u.InactiveExit, true
 	}
-	// A unit that waits for its restart left the state inactive long before, or
-	// after, the start.
+	// While a unit waits for its restart, InactiveExit is when the wait began. So it
+	// counts only if it is close to systemd's message.
 	began := []time.Duration{u.InactiveExit}
 	for _, command := range slices.Concat(u.Pre, u.Start) {
 		began = append(began, command.StartedMonotonic)
@@ -120,8 +120,9 @@ func (c *cast) remember(u *manager.Unit) {
 	}
 }
 
-// takesPart reports whether an entry is about the start. What it goes by is
-// journald's own, or it only says so if its author may speak for the unit.
+// takesPart reports whether an entry is about the start. It goes by fields that
+// journald sets. What an entry says about itself counts only if its author may
+// speak for the unit.
 func (c *cast) takesPart(e journal.Entry) bool {
 	if !c.start.known || e.Monotonic < c.start.zero-time.Millisecond {
 		return false

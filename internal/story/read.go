@@ -53,8 +53,9 @@ func Read(ctx context.Context, name string, unit *manager.Unit) (Story, error) {
 	return s, nil
 }
 
-// reader collects the entries of a start. Its matches are of fields that journald
-// itself sets; of those that anybody can set, PID 1's and root's only.
+// reader collects the entries of a start. It asks for them by fields that journald
+// sets. A field that anybody can set, such as UNIT=, is asked for only together
+// with the UID of PID 1, root or the unit's user.
 type reader struct {
 	ctx     context.Context
 	name    string
@@ -119,8 +120,9 @@ func (r *reader) read(unit *manager.Unit, began time.Time, id string) {
 	r.bothEnds("messages of the unit's user", journal.Query{Matches: users, Since: began, Most: maxUsers}, over)
 }
 
-// bothEnds collects the first entries of a query, until the start is over, and its
-// newest. It returns when the start was over, which is over if that is known.
+// bothEnds collects the first entries of a query, up to the end of the start, and
+// its newest. over is the end of the start, zero if it is not known yet. The result
+// is the same, or the end that PID 1 told in these entries.
 func (r *reader) bothEnds(what string, q journal.Query, over time.Time) time.Time {
 	n, cut := 0, false
 	err := r.query(what, q, func(e journal.Entry) bool {

@@ -64,8 +64,8 @@ func joinRepeated(events []Event) []Event {
 	return kept
 }
 
-// leaveOut leaves out most of what a source said that said very much, and returns
-// how many of each: nobody hides what others said.
+// leaveOut drops most events of a source that has very many, so that they do not
+// hide those of other sources. It also returns how many it dropped, by source.
 func leaveOut(events []Event) ([]Event, map[string]int) {
 	count := map[string]int{}
 	for _, e := range events {
@@ -84,8 +84,8 @@ func leaveOut(events []Event) ([]Event, map[string]int) {
 	return kept, leftOut
 }
 
-// bucket returns as whose an event counts, "" if it is root's and always told.
-// Names that a user can choose are one.
+// bucket returns the name under which leaveOut counts an event, "" for root's
+// events, which are always kept. All names that a user can choose are one bucket.
 func bucket(e Event) string {
 	switch {
 	case e.Derived || e.Source == systemPID1 || isReserved(e.Source):

@@ -9,7 +9,7 @@ import (
 	"oci-mainpid-hook/internal/message"
 )
 
-// Sources that are no names of programs.
+// Sources that are not the names of programs.
 const (
 	systemPID1  = "systemd"
 	userManager = "systemd --user"

@@ -336,6 +336,37 @@ func TestReasons(t *testing.T) {
 	}
 }
 
+// TestRemedies has messages that were seen on Debian 13, or are in podman's or
+// systemd's source, beside others that are not the cause.
+func TestRemedies(t *testing.T) {
+	podman := func(text string) map[string]string {
+		return map[string]string{"MESSAGE": text, "_PID": "7", "_UID": "1000", "_COMM": "podman", "_TRANSPORT": "stdout", "_SYSTEMD_INVOCATION_ID": "aa"}
+	}
+	systemd := func(text string) map[string]string {
+		return map[string]string{"MESSAGE": "web.service: " + text, "_PID": "1", "_UID": "0", "UNIT": "web.service", "INVOCATION_ID": "aa"}
+	}
+	for want, messages := range map[string][]map[string]string{
+		"the user's home directory is not there, or": {
+			podman(`Error: creating runtime static files directory "/home/web/.local/share/containers/storage/libpod": mkdir /home/web/.local: permission denied`),
+		},
+		"the user's home directory": {podman("stat /home/web/.config: permission denied"), podman("Error: no such container")},
+		"another process listens":   {podman("Error: rootlessport listen tcp 0.0.0.0:8080: bind: address already in use")},
+		"users may not bind":        {podman("Error: rootlessport cannot expose privileged port 80, you can add 'net.ipv4.ip_unprivileged_port_start=80' to /etc/sysctl.conf")},
+		"there was not enough memory": {
+			podman("ID"), systemd("A process of this unit has been killed by the OOM killer."), systemd("Main process exited, code=killed, status=9/KILL"), podman("Error: conmon exited prematurely"),
+		},
+		"systemd could not run the command": {
+			{"MESSAGE": "web.service: Failed at step EXEC spawning podman: No such file or directory", "_PID": "7", "_UID": "1000", "_COMM": "(podman)", "_EXE": "/usr/lib/systemd/systemd-executor", "_SYSTEMD_INVOCATION_ID": "aa"},
+			systemd("Main process exited, code=exited, status=203/EXEC"),
+		},
+	} {
+		s := Tell("web.service", &manager.Unit{Name: "web.service", UID: 1000, InvocationID: "aa"}, failedStart(t, append(messages, systemd("Failed with result 'exit-code'."))...))
+		if !strings.HasPrefix(s.Remedy, want) {
+			t.Errorf("%q: %q -> %q", want, s.Reason, s.Remedy)
+		}
+	}
+}
+
 // TestForgedWords: what a user's process, or another of root's, says in the words
 // of systemd or notify-mainpid is told as theirs, and decides nothing.
 func TestForgedWords(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 // rooms: one user takes what all units share.
