@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -14,7 +15,7 @@ import (
 // execute runs oci-mainpid with the arguments.
 func execute(args ...string) (stdout string, err error) {
 	var out bytes.Buffer
-	cmd := command()
+	cmd := command(newLog(io.Discard))
 	cmd.SetArgs(args)
 	cmd.SetOut(&out)
 	cmd.SetErr(&out)

@@ -8,17 +8,17 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	"oci-mainpid-hook/internal/confine"
 	"oci-mainpid-hook/internal/diagnosis"
-	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/internal/printable"
 	"oci-mainpid-hook/internal/terminal"
 	"oci-mainpid-hook/internal/unitfile"
 )
 
-func checkCommand(log *message.Log) *cobra.Command {
+func checkCommand(log *logrus.Logger) *cobra.Command {
 	format := ""
 	cmd := &cobra.Command{
 		Use:   "check [flags] [UNIT...]",
@@ -58,7 +58,7 @@ type report struct {
 	Points   []diagnosis.Point `json:"points"`
 }
 
-func check(ctx context.Context, w io.Writer, names []string, format string, log *message.Log) error {
+func check(ctx context.Context, w io.Writer, names []string, format string, log *logrus.Logger) error {
 	m, stop, err := connect(&ctx, log)
 	if err != nil {
 		return err
@@ -84,7 +84,7 @@ func check(ctx context.Context, w io.Writer, names []string, format string, log 
 				}
 			}
 		}
-		log.Step("looking at these units: %s", strings.Join(names, " "))
+		log.Debugf("looking at these units: %s", strings.Join(names, " "))
 		for _, name := range names {
 			g.look(name)
 			g.add(reader.Unit(ctx, name).Points()...)
@@ -105,7 +105,7 @@ func check(ctx context.Context, w io.Writer, names []string, format string, log 
 	if format == "json" {
 		err = printable.WriteJSON(w, report{failures == 0, failures, warnings, points})
 	} else {
-		diagnosis.Write(terminal.New(w), points, log.Verbose)
+		diagnosis.Write(terminal.New(w), points, log.IsLevelEnabled(logrus.DebugLevel))
 	}
 	if err == nil && failures > 0 {
 		err = fmt.Errorf("%d of %d points would keep it from working", failures, len(points))

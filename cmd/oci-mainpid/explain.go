@@ -8,12 +8,12 @@ import (
 	"os/signal"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/internal/confine"
 	"oci-mainpid-hook/internal/manager"
-	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/internal/story"
 	"oci-mainpid-hook/internal/terminal"
 )
@@ -21,7 +21,7 @@ import (
 // explainTime is how long explain reads before it prints what it has.
 const explainTime = 30 * time.Second
 
-func explainCommand(log *message.Log) *cobra.Command {
+func explainCommand(log *logrus.Logger) *cobra.Command {
 	svg := ""
 	cmd := &cobra.Command{
 		Use:   "explain [--svg=FILE] UNIT",
@@ -47,7 +47,7 @@ func oneUnit(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-func explain(ctx context.Context, o *terminal.Output, name, svg string, log *message.Log) error {
+func explain(ctx context.Context, o *terminal.Output, name, svg string, log *logrus.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, explainTime)
 	defer cancel()
 	m, stop, err := connect(&ctx, log)
@@ -77,7 +77,7 @@ func explain(ctx context.Context, o *terminal.Output, name, svg string, log *mes
 	case late:
 		s.Missing = append(s.Missing, unitErr.Error())
 	}
-	log.Step("read the start with INVOCATION_ID=%s within %v: %d events", s.InvocationID, time.Since(began), len(s.Events))
+	log.Debugf("read the start with INVOCATION_ID=%s within %v: %d events", s.InvocationID, time.Since(began), len(s.Events))
 	s.Write(o)
 	if svg == "" {
 		return nil
@@ -86,7 +86,7 @@ func explain(ctx context.Context, o *terminal.Output, name, svg string, log *mes
 }
 
 // connect connects to systemd for a command that ends with SIGINT or SIGTERM.
-func connect(ctx *context.Context, log *message.Log) (m *manager.Manager, stop func(), err error) {
+func connect(ctx *context.Context, log *logrus.Logger) (m *manager.Manager, stop func(), err error) {
 	if os.Geteuid() != 0 {
 		return nil, nil, errors.New("must be run as root: only root may look into the processes of other users")
 	}
@@ -98,7 +98,7 @@ func connect(ctx *context.Context, log *message.Log) (m *manager.Manager, stop f
 		cancel()
 		return nil, nil, err
 	}
-	log.Step("connected to systemd within %v", time.Since(start))
+	log.Debugf("connected to systemd within %v", time.Since(start))
 	return m, func() {
 		m.Close()
 		cancel()

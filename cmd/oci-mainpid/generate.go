@@ -10,10 +10,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	"oci-mainpid-hook/internal/dropin"
-	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/internal/unitfile"
 	"oci-mainpid-hook/quadlet"
 )
@@ -26,13 +26,14 @@ type generation struct {
 	dryRun, force   bool
 	systemdVersion  int // 0 for the one that is installed
 
-	stdout, stderr io.Writer
+	stdout io.Writer
+	log    *logrus.Logger
 }
 
-func generateCommand(log *message.Log) *cobra.Command {
+func generateCommand(log *logrus.Logger) *cobra.Command {
 	planner := quadlet.NewPlanner(dropin.Generate)
-	planner.Step = func(service, text string) { log.Step("%s", strings.TrimPrefix(service+": "+text, ": ")) }
-	return newGenerateCommand(generation{planner: planner})
+	planner.Step = func(service, text string) { about(log, service).Debug(text) }
+	return newGenerateCommand(generation{planner: planner, log: log})
 }
 
 func newGenerateCommand(g generation) *cobra.Command {
@@ -53,7 +54,7 @@ one is refused.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			g.stdout, g.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+			g.stdout = cmd.OutOrStdout()
 			return g.run(cmd.Context(), args)
 		},
 	}
@@ -96,10 +97,10 @@ func (g *generation) run(ctx context.Context, paths []string) error {
 		g.planner.SystemdVersion = func(context.Context) (int, error) { return g.systemdVersion, nil }
 	}
 	if warning := g.planner.VersionWarning(ctx); warning != "" {
-		g.note("%s", warning)
+		g.log.Warn(warning)
 	}
 	if _, err := os.Stat(g.planner.Programs.NotifyMainPID); err != nil {
-		g.note("no unit will start before notify-mainpid is installed: %v", err)
+		g.log.Warnf("no unit will start before notify-mainpid is installed: %v", err)
 	}
 	plan := &quadlet.Plan{}
 	if len(quadlets) > 0 {
@@ -108,7 +109,7 @@ func (g *generation) run(ctx context.Context, paths []string) error {
 			return err
 		}
 		for _, warning := range slices.Concat(plan.Errors, plan.Warnings) {
-			g.note("warning: %s", warning)
+			g.log.Warn(warning)
 		}
 	}
 	for _, path := range services {
@@ -134,10 +135,10 @@ func (g *generation) write(plan *quadlet.Plan) error {
 	restart := ""
 	for _, d := range plan.Decisions {
 		for _, warning := range d.Warnings {
-			g.note("%s: warning: %s", d.Service, warning)
+			about(g.log, d.Service).Warn(warning)
 		}
 		if len(d.Repeated) > 0 {
-			g.note("%s: the drop-in gives %s= again, changed; after editing the unit run oci-mainpid generate again", d.Service, strings.Join(d.Repeated, "= and "))
+			about(g.log, d.Service).Infof("the drop-in gives %s= again, changed; after editing the unit run oci-mainpid generate again", strings.Join(d.Repeated, "= and "))
 		}
 		if !unitfile.IsTemplate(d.Service) {
 			restart += " " + d.Service
@@ -164,6 +165,10 @@ func (g *generation) write(plan *quadlet.Plan) error {
 	return nil
 }
 
-func (g *generation) note(format string, args ...any) {
-	fmt.Fprintf(g.stderr, "oci-mainpid: "+format+"\n", args...)
+// about returns the log for lines about a service, "" for none.
+func about(log *logrus.Logger, service string) *logrus.Entry {
+	if service == "" {
+		return logrus.NewEntry(log)
+	}
+	return log.WithField(unitField, service)
 }

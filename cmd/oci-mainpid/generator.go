@@ -50,7 +50,7 @@ func generator(args []string) int {
 	// It is over before garbage is worth collecting.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(256 << 20)
-	log := newLog(dryRun)
+	log := newGeneratorLog(dryRun)
 	planner := quadlet.NewPlanner(dropin.Generator)
 	// As for systemd's own programs, systemd(1).
 	if level := os.Getenv("SYSTEMD_LOG_LEVEL"); level == "debug" || level == "7" {
@@ -130,10 +130,10 @@ func writeOrMask(d *dropin.Dropin, dir, masks string) error {
 // logFunc takes a line for the administrator about a service, "" for none.
 type logFunc func(kind message.Kind, service, text string)
 
-// newLog returns where messages go: to the journal; to the kernel's log, as at
+// newGeneratorLog returns where messages go: to the journal; to the kernel's log, as at
 // boot there may be no other, systemd.generator(7); to stderr, if somebody
 // watches or both are shut.
-func newLog(dryRun bool) logFunc {
+func newGeneratorLog(dryRun bool) logFunc {
 	kmsg := -1
 	if !dryRun {
 		// In a container it may be a FIFO that nobody reads.

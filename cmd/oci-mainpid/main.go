@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	"oci-mainpid-hook/internal/message"
@@ -34,18 +35,19 @@ func main() {
 	if filepath.Base(os.Args[0]) == generatorName {
 		os.Exit(generator(os.Args[1:]))
 	}
-	err := run(command())
+	log := newLog(os.Stderr)
+	err := run(command(log))
 	if err == nil {
 		return
 	}
 	if refused := (notStarted{}); errors.As(err, &refused) {
-		log := message.Log{Program: message.OCIMainPID, Unit: refused.unit}
-		log.Add(message.InvocationID, os.Getenv("INVOCATION_ID"))
-		log.Say(message.NotStarted, err.Error(), nil)
+		journal := message.Log{Program: message.OCIMainPID, Unit: refused.unit}
+		journal.Add(message.InvocationID, os.Getenv("INVOCATION_ID"))
+		journal.Say(message.NotStarted, err.Error(), nil)
 		os.Exit(exitFailed)
 	}
 	for _, line := range printable.Lines(err.Error()) {
-		fmt.Fprintf(os.Stderr, "oci-mainpid: %s\n", line)
+		log.Error(line)
 	}
 	if errors.Is(err, errUsage) {
 		os.Exit(exitUsage)
@@ -71,8 +73,7 @@ func run(root *cobra.Command) error {
 	return root.Execute()
 }
 
-func command() *cobra.Command {
-	log := &message.Log{Program: message.OCIMainPID}
+func command(log *logrus.Logger) *cobra.Command {
 	// cobra's own --version comes with a -v, and its template with 1.4 MB.
 	printVersion := false
 	root := &cobra.Command{
@@ -97,7 +98,7 @@ func command() *cobra.Command {
 	}
 	root.Flags().BoolVar(&printVersion, "version", false, "print the version")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
-	root.PersistentFlags().BoolVar(&log.Verbose, "verbose", false, "say what is done, on standard error; check: of several units, show what is well, too")
+	addLogFlags(root, log)
 	root.AddCommand(generateCommand(log), checkCommand(log), statusCommand(log), explainCommand(log), refuseCommand(), quadletFilesCommand())
 	return root
 }

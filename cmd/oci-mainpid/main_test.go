@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,11 +65,11 @@ func (p place) generate(args ...string) (stdout, stderr string, err error) {
 	planner.Programs = dropin.Programs{OCIMainPID: "/usr/bin/oci-mainpid", NotifyMainPID: p.path("notify-mainpid")}
 	planner.FindQuadlet = func() (string, bool, error) { return p.path("quadlet"), false, nil }
 	planner.UnitDirs = nil
-	cmd := newGenerateCommand(generation{planner: planner})
-	cmd.SilenceErrors, cmd.SilenceUsage = true, true
-	cmd.SetFlagErrorFunc(command().FlagErrorFunc())
-	cmd.SetArgs(append([]string{"--systemd-version=257", "--output-dir=" + p.path("out")}, args...))
 	var o, e bytes.Buffer
+	cmd := newGenerateCommand(generation{planner: planner, log: newLog(&e)})
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	cmd.SetFlagErrorFunc(command(newLog(io.Discard)).FlagErrorFunc())
+	cmd.SetArgs(append([]string{"--systemd-version=257", "--output-dir=" + p.path("out")}, args...))
 	cmd.SetOut(&o)
 	cmd.SetErr(&e)
 	err = cmd.Execute()
@@ -248,7 +249,7 @@ func TestRefuse(t *testing.T) {
 		{[]string{"nonsense"}, `unknown command "nonsense"`, true},
 		{nil, "no command given", true},
 	} {
-		cmd := command()
+		cmd := command(newLog(io.Discard))
 		cmd.SetArgs(append([]string{}, test.args...))
 		err := cmd.Execute()
 		if err == nil || !strings.Contains(err.Error(), test.want) || errors.Is(err, errUsage) != test.usage {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"reflect"
 	"regexp"
@@ -50,7 +51,7 @@ func definitions(text string) string {
 // TestPage: oci-mainpid(8) has every command and every flag, and no other.
 func TestPage(t *testing.T) {
 	const page = "oci-mainpid.8.md"
-	root := command()
+	root := command(newLog(io.Discard))
 	root.InitDefaultCompletionCmd("status")
 	var commands []string
 	for _, cmd := range root.Commands() {

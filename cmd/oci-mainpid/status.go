@@ -13,18 +13,18 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/internal/confine"
 	"oci-mainpid-hook/internal/manager"
-	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/internal/printable"
 	"oci-mainpid-hook/internal/status"
 	"oci-mainpid-hook/internal/terminal"
 )
 
-func statusCommand(log *message.Log) *cobra.Command {
+func statusCommand(log *logrus.Logger) *cobra.Command {
 	format, watch := "", false
 	cmd := &cobra.Command{
 		Use:   "status [flags] [UNIT...]",
@@ -41,7 +41,7 @@ it and as podman has it, and whether systemd's main process is podman's conmon.`
 			if watch && format == "prometheus" {
 				return usageError(errors.New("--watch goes with the formats table and json only"))
 			}
-			return showStatus(cmd.Context(), cmd.ErrOrStderr(), serviceNames(args), watch, write, log)
+			return showStatus(cmd.Context(), serviceNames(args), watch, write, log)
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "table", "`FORMAT` is table, json, or prometheus for node_exporter's textfile collector")
@@ -99,7 +99,7 @@ func statusWriter(format string, w io.Writer) (func(services []status.Service, w
 // settle is how long changes are waited for that come together.
 const settle = 100 * time.Millisecond
 
-func showStatus(ctx context.Context, stderr io.Writer, names []string, watch bool, write func([]status.Service, bool) error, log *message.Log) error {
+func showStatus(ctx context.Context, names []string, watch bool, write func([]status.Service, bool) error, log *logrus.Logger) error {
 	m, stop, err := connect(&ctx, log)
 	if err != nil {
 		return err
@@ -109,7 +109,7 @@ func showStatus(ctx context.Context, stderr io.Writer, names []string, watch boo
 		return gather(ctx, func(ctx context.Context, g *gathering[status.Service]) error {
 			leftOut, err := status.Read(ctx, m, names, g.look, g.add)
 			for _, l := range leftOut {
-				fmt.Fprintf(stderr, "oci-mainpid: warning: %v\n", l)
+				log.Warn(l)
 			}
 			return err
 		})

@@ -46,7 +46,7 @@ func goodMachine() Machine {
 }
 
 // goodUnit is one where all is well, with Cgroup=mixed.
-func goodUnit() Unit {
+func goodUnit() UnitFacts {
 	yes := true
 	const files = "/run/oci-mainpid/web.service/"
 	text, err := unitfile.Parse([]byte("[Service]\nUser=web\nDelegate=yes\nNotifyAccess=all\n"))
@@ -56,7 +56,7 @@ func goodUnit() Unit {
 	origin := dropin.Origin{
 		Maker: dropin.Generate, Format: 2, Source: "/etc/systemd/system/web.service", User: "web", UID: 1000, Options: dropin.Options{Cgroup: dropin.Mixed},
 	}
-	return Unit{
+	return UnitFacts{
 		Name: "web.service",
 		Unit: &manager.Unit{
 			Origin: origin,
@@ -187,101 +187,101 @@ func TestUnits(t *testing.T) {
 	no := false
 	const again = "oci-mainpid generate --user=web /etc/systemd/system/web.service && systemctl daemon-reload && systemctl restart web.service"
 	for name, c := range map[string]struct {
-		change        func(*Unit)
+		change        func(*UnitFacts)
 		what          string
 		level         Level
 		found, remedy string
 	}{
-		"not there":            {func(u *Unit) { u.Err = fmt.Errorf("x: %w", manager.ErrNoUnit) }, "unit", Fail, "no unit of this name", "daemon-reload"},
-		"not there yet":        {func(u *Unit) { u.Err, u.Dropin = manager.ErrNoUnit, Dropin{Planned: &quadlet.Decision{}} }, "unit", Fail, "has not read that yet", "systemctl daemon-reload && systemctl start web.service"},
-		"systemd does not say": {func(u *Unit) { u.Err = errors.New("timeout") }, "unit", Fail, "timeout", "systemctl status"},
-		"masked":               {func(u *Unit) { u.Unit.LoadState = "masked" }, "unit", Fail, "masked", "unmask"},
-		"wrong":                {func(u *Unit) { u.Unit.LoadState, u.Unit.LoadError = "bad-setting", "no ExecStart=" }, "unit", Fail, "bad-setting: no ExecStart=", "systemd-analyze verify"},
-		"refused": {func(u *Unit) {
+		"not there":            {func(u *UnitFacts) { u.Err = fmt.Errorf("x: %w", manager.ErrNoUnit) }, "unit", Fail, "no unit of this name", "daemon-reload"},
+		"not there yet":        {func(u *UnitFacts) { u.Err, u.Dropin = manager.ErrNoUnit, Dropin{Planned: &quadlet.Decision{}} }, "unit", Fail, "has not read that yet", "systemctl daemon-reload && systemctl start web.service"},
+		"systemd does not say": {func(u *UnitFacts) { u.Err = errors.New("timeout") }, "unit", Fail, "timeout", "systemctl status"},
+		"masked":               {func(u *UnitFacts) { u.Unit.LoadState = "masked" }, "unit", Fail, "masked", "unmask"},
+		"wrong":                {func(u *UnitFacts) { u.Unit.LoadState, u.Unit.LoadError = "bad-setting", "no ExecStart=" }, "unit", Fail, "bad-setting: no ExecStart=", "systemd-analyze verify"},
+		"refused": {func(u *UnitFacts) {
 			u.Unit.Start = []manager.Command{{Path: "/usr/bin/oci-mainpid", Arguments: []string{"", "refuse", "--unit=x", "no such user"}}}
 		}, "unit", Fail, "no such user", "daemon-reload"},
-		"changed on disk":            {func(u *Unit) { u.Unit.NeedReload = true }, "unit", Fail, "have changed", "daemon-reload"},
-		"no drop-in":                 {func(u *Unit) { u.Dropin, u.Unit.Post, u.Unit.Pre = Dropin{}, nil, nil }, "drop-in", Fail, "is not there", again},
-		"the generator's is missing": {func(u *Unit) { u.Dropin = Dropin{Planned: &quadlet.Decision{}} }, "drop-in", Fail, "no drop-in of the generator", "systemctl daemon-reload"},
-		"by hand":                    {func(u *Unit) { u.Dropin = Dropin{} }, "drop-in", OK, "runs notify-mainpid of itself", ""},
-		"a drop-in by hand":          {func(u *Unit) { u.Dropin.Foreign = true }, "drop-in", OK, "written by hand", ""},
-		"stale":                      {func(u *Unit) { u.Dropin.Current = false }, "drop-in", Fail, "is not what would be written now", again},
-		"stale, Cgroup=user":         {func(u *Unit) { u.Dropin.Current, u.Dropin.Origin.Options.Cgroup = false, dropin.User }, "drop-in", Fail, "", "generate --user=web --cgroup=user /etc"},
-		"stale, of a Quadlet file":   {func(u *Unit) { u.Dropin.Current, u.Dropin.Origin.Source = false, "/etc/web.container" }, "drop-in", Fail, "", "generate /etc/web.container &&"},
-		"stale, of the generator":    {func(u *Unit) { u.Dropin.Current, u.Dropin.Origin.Maker = false, dropin.Generator }, "drop-in", Fail, "", "systemctl daemon-reload && systemctl restart"},
-		"of a version before":        {func(u *Unit) { u.Dropin.Current, u.Dropin.Origin.Format = false, 0 }, "drop-in", Warn, "was made by another version", again},
-		"its file is gone":           {func(u *Unit) { u.Dropin.Current, u.Dropin.Planned = false, nil }, "drop-in", Fail, "/etc/systemd/system/web.service is gone", again},
-		"a rootful Quadlet file": {func(u *Unit) {
+		"changed on disk":            {func(u *UnitFacts) { u.Unit.NeedReload = true }, "unit", Fail, "have changed", "daemon-reload"},
+		"no drop-in":                 {func(u *UnitFacts) { u.Dropin, u.Unit.Post, u.Unit.Pre = Dropin{}, nil, nil }, "drop-in", Fail, "is not there", again},
+		"the generator's is missing": {func(u *UnitFacts) { u.Dropin = Dropin{Planned: &quadlet.Decision{}} }, "drop-in", Fail, "no drop-in of the generator", "systemctl daemon-reload"},
+		"by hand":                    {func(u *UnitFacts) { u.Dropin = Dropin{} }, "drop-in", OK, "runs notify-mainpid of itself", ""},
+		"a drop-in by hand":          {func(u *UnitFacts) { u.Dropin.Foreign = true }, "drop-in", OK, "written by hand", ""},
+		"stale":                      {func(u *UnitFacts) { u.Dropin.Current = false }, "drop-in", Fail, "is not what would be written now", again},
+		"stale, Cgroup=user":         {func(u *UnitFacts) { u.Dropin.Current, u.Dropin.Origin.Options.Cgroup = false, dropin.User }, "drop-in", Fail, "", "generate --user=web --cgroup=user /etc"},
+		"stale, of a Quadlet file":   {func(u *UnitFacts) { u.Dropin.Current, u.Dropin.Origin.Source = false, "/etc/web.container" }, "drop-in", Fail, "", "generate /etc/web.container &&"},
+		"stale, of the generator":    {func(u *UnitFacts) { u.Dropin.Current, u.Dropin.Origin.Maker = false, dropin.Generator }, "drop-in", Fail, "", "systemctl daemon-reload && systemctl restart"},
+		"of a version before":        {func(u *UnitFacts) { u.Dropin.Current, u.Dropin.Origin.Format = false, 0 }, "drop-in", Warn, "was made by another version", again},
+		"its file is gone":           {func(u *UnitFacts) { u.Dropin.Current, u.Dropin.Planned = false, nil }, "drop-in", Fail, "/etc/systemd/system/web.service is gone", again},
+		"a rootful Quadlet file": {func(u *UnitFacts) {
 			u.Dropin, u.Unit.Post, u.Unit.Pre, u.Unit.User, u.Unit.Source = Dropin{}, nil, nil, "", "/etc/web.container"
 		}, "drop-in", Fail, "and no User=", "write User=USER in [Service] of /etc/web.container, then: systemctl daemon-reload"},
-		"not comparable": {func(u *Unit) { u.Dropin.Err = errors.New("why") }, "drop-in", Warn, "why", again},
-		"no subordinate IDs": {func(u *Unit) {
+		"not comparable": {func(u *UnitFacts) { u.Dropin.Err = errors.New("why") }, "drop-in", Warn, "why", again},
+		"no subordinate IDs": {func(u *UnitFacts) {
 			u.AccountErr = fmt.Errorf("x: %w", &account.NoIDsError{User: "web", Missing: []string{"user", "group"}, Free: "231072-296607"})
 		}, "user", Fail, "web has no subordinate user and group IDs", "usermod --add-subuids 231072-296607 --add-subgids 231072-296607 web"},
-		"the name service is silent": {func(u *Unit) { u.AccountErr = fmt.Errorf("user web %w", account.ErrNoAnswer) }, "user", Fail, "does not answer", "getent passwd web"},
-		"no user":                    {func(u *Unit) { u.AccountErr = errors.New(`user "web" does not exist`) }, "user", Fail, "does not exist", "name of a user"},
-		"shared IDs":                 {func(u *Unit) { u.SharedIDs = "db" }, "user", Warn, "shares subordinate IDs with db", "--add-subuids 231072"},
-		"no home":                    {func(u *Unit) { u.Home.Err = errors.New("/home/web: no such file or directory") }, "home", Fail, "no such file", "install -d -m 700 -o web /home/web"},
-		"not after the manager":      {func(u *Unit) { u.Unit.After = nil }, "user's manager", Fail, "After=user@1000.service", again},
-		"the manager failed":         {func(u *Unit) { u.UserManager.ActiveState = "failed" }, "user's manager", Fail, "has failed", "systemctl status user@1000.service"},
-		"no runtime directory":       {func(u *Unit) { u.RuntimeDir = false }, "user's manager", Fail, "/run/user/1000", "restart"},
-		"no bus":                     {func(u *Unit) { u.Bus = false }, "user's manager", Warn, "no bus", "dbus-user-session"},
-		"the manager does not run":   {func(u *Unit) { u.UserManager, u.Bus, u.RuntimeDir, u.Controllers = nil, false, false, nil }, "user's manager", OK, "the unit starts it", ""},
-		"logout, and the locks":      {func(u *Unit) { u.LosesLocks = true }, "logout", Warn, "RemoveIPC=yes", "loginctl enable-linger web"},
-		"logout":                     {func(u *Unit) { u.ManagerStays = false }, "logout", Warn, "last logout of web", again},
-		"logout, a drop-in by hand":  {func(u *Unit) { u.ManagerStays, u.Dropin.Planned, u.Dropin.Foreign = false, nil, true }, "logout", Warn, "last logout of web", "loginctl enable-linger web"},
-		"not delegated":              {func(u *Unit) { u.Controllers = []string{"cpu", "pids"} }, "controllers", Warn, "was not delegated memory", "Delegate=cpu cpuset io memory pids"},
-		"not offered either":         {func(u *Unit) { u.Controllers, u.Offered = []string{"cpu", "pids"}, []string{"cpu", "pids"} }, "controllers", OK, "cpu pids", ""},
-		"not as root":                {func(u *Unit) { u.Unit.Post[0].Flags = nil }, "settings", Fail, "without +", "systemctl cat"},
-		"not prepared":               {func(u *Unit) { u.Unit.Pre = nil }, "settings", Fail, "--prepare", "systemctl cat"},
-		"no variable":                {func(u *Unit) { u.Unit.Environment = u.Unit.Environment[:1] }, "settings", Fail, handover.EnvMainPIDFile, "systemctl cat"},
-		"another file":               {func(u *Unit) { u.Unit.Environment[1] = "OCI_MAINPID_FILE=/x" }, "settings", Fail, "another file", "systemctl cat"},
-		"another runtime directory":  {func(u *Unit) { u.Unit.Environment[0] = "XDG_RUNTIME_DIR=/run" }, "settings", Fail, "XDG_RUNTIME_DIR", "systemctl cat"},
-		"Delegate= undone":           {func(u *Unit) { u.Unit.Delegate = false }, "settings", Fail, "Delegate=no is what counts, not Delegate=yes", "systemctl cat"},
-		"Delegate= missing": {func(u *Unit) {
+		"the name service is silent": {func(u *UnitFacts) { u.AccountErr = fmt.Errorf("user web %w", account.ErrNoAnswer) }, "user", Fail, "does not answer", "getent passwd web"},
+		"no user":                    {func(u *UnitFacts) { u.AccountErr = errors.New(`user "web" does not exist`) }, "user", Fail, "does not exist", "name of a user"},
+		"shared IDs":                 {func(u *UnitFacts) { u.SharedIDs = "db" }, "user", Warn, "shares subordinate IDs with db", "--add-subuids 231072"},
+		"no home":                    {func(u *UnitFacts) { u.Home.Err = errors.New("/home/web: no such file or directory") }, "home", Fail, "no such file", "install -d -m 700 -o web /home/web"},
+		"not after the manager":      {func(u *UnitFacts) { u.Unit.After = nil }, "user's manager", Fail, "After=user@1000.service", again},
+		"the manager failed":         {func(u *UnitFacts) { u.UserManager.ActiveState = "failed" }, "user's manager", Fail, "has failed", "systemctl status user@1000.service"},
+		"no runtime directory":       {func(u *UnitFacts) { u.RuntimeDir = false }, "user's manager", Fail, "/run/user/1000", "restart"},
+		"no bus":                     {func(u *UnitFacts) { u.Bus = false }, "user's manager", Warn, "no bus", "dbus-user-session"},
+		"the manager does not run":   {func(u *UnitFacts) { u.UserManager, u.Bus, u.RuntimeDir, u.Controllers = nil, false, false, nil }, "user's manager", OK, "the unit starts it", ""},
+		"logout, and the locks":      {func(u *UnitFacts) { u.LosesLocks = true }, "logout", Warn, "RemoveIPC=yes", "loginctl enable-linger web"},
+		"logout":                     {func(u *UnitFacts) { u.ManagerStays = false }, "logout", Warn, "last logout of web", again},
+		"logout, a drop-in by hand":  {func(u *UnitFacts) { u.ManagerStays, u.Dropin.Planned, u.Dropin.Foreign = false, nil, true }, "logout", Warn, "last logout of web", "loginctl enable-linger web"},
+		"not delegated":              {func(u *UnitFacts) { u.Controllers = []string{"cpu", "pids"} }, "controllers", Warn, "was not delegated memory", "Delegate=cpu cpuset io memory pids"},
+		"not offered either":         {func(u *UnitFacts) { u.Controllers, u.Offered = []string{"cpu", "pids"}, []string{"cpu", "pids"} }, "controllers", OK, "cpu pids", ""},
+		"not as root":                {func(u *UnitFacts) { u.Unit.Post[0].Flags = nil }, "settings", Fail, "without +", "systemctl cat"},
+		"not prepared":               {func(u *UnitFacts) { u.Unit.Pre = nil }, "settings", Fail, "--prepare", "systemctl cat"},
+		"no variable":                {func(u *UnitFacts) { u.Unit.Environment = u.Unit.Environment[:1] }, "settings", Fail, handover.EnvMainPIDFile, "systemctl cat"},
+		"another file":               {func(u *UnitFacts) { u.Unit.Environment[1] = "OCI_MAINPID_FILE=/x" }, "settings", Fail, "another file", "systemctl cat"},
+		"another runtime directory":  {func(u *UnitFacts) { u.Unit.Environment[0] = "XDG_RUNTIME_DIR=/run" }, "settings", Fail, "XDG_RUNTIME_DIR", "systemctl cat"},
+		"Delegate= undone":           {func(u *UnitFacts) { u.Unit.Delegate = false }, "settings", Fail, "Delegate=no is what counts, not Delegate=yes", "systemctl cat"},
+		"Delegate= missing": {func(u *UnitFacts) {
 			u.Unit.Delegate, u.Dropin.Text = false, nil
 			u.Unit.Start[0].Arguments[2] = "--cgroups=split"
 		}, "settings", Fail, "Delegate=no, but podman has --cgroups=split", "systemctl cat"},
-		"nobody listens":       {func(u *Unit) { u.Dropin.Text, u.Unit.NotifyAccess = nil, "main" }, "settings", Fail, "NotifyAccess=main", "systemctl cat"},
-		"READY=1 gets lost":    {func(u *Unit) { u.Dropin.Text, u.Unit.Delegate = nil, false }, "settings", Fail, "READY=1", "systemctl cat"},
-		"podman does not wait": {func(u *Unit) { u.Unit.Type = "exec" }, "settings", Fail, handover.EnvResultFile, "systemctl cat"},
-		"a PID file":           {func(u *Unit) { u.Unit.Properties["PIDFile"] = "/run/x" }, "settings", Fail, "PIDFile=", "systemctl cat"},
-		"the file by name":     {func(u *Unit) { u.Unit.OpenFiles = nil }, "settings", OK, "by name", ""},
-		"hooks_dir": {func(u *Unit) {
+		"nobody listens":       {func(u *UnitFacts) { u.Dropin.Text, u.Unit.NotifyAccess = nil, "main" }, "settings", Fail, "NotifyAccess=main", "systemctl cat"},
+		"READY=1 gets lost":    {func(u *UnitFacts) { u.Dropin.Text, u.Unit.Delegate = nil, false }, "settings", Fail, "READY=1", "systemctl cat"},
+		"podman does not wait": {func(u *UnitFacts) { u.Unit.Type = "exec" }, "settings", Fail, handover.EnvResultFile, "systemctl cat"},
+		"a PID file":           {func(u *UnitFacts) { u.Unit.Properties["PIDFile"] = "/run/x" }, "settings", Fail, "PIDFile=", "systemctl cat"},
+		"the file by name":     {func(u *UnitFacts) { u.Unit.OpenFiles = nil }, "settings", OK, "by name", ""},
+		"hooks_dir": {func(u *UnitFacts) {
 			u.Hook = Hook{Installed: "/usr/share/containers/oci/hooks.d/oci-mainpid-hook.json"}
 			u.Settings = containersconf.Settings{HooksDir: []string{"/etc/hooks"}, HooksDirFrom: "/home/web/.config/containers/containers.conf"}
 		}, "hook", Fail, "podman reads /etc/hooks (hooks_dir in /home/web/.config/containers/containers.conf)", `hooks_dir = ["/etc/hooks", "/usr/share/containers/oci/hooks.d"]`},
-		"no hooks_dir": {func(u *Unit) {
+		"no hooks_dir": {func(u *UnitFacts) {
 			u.Hook = Hook{Installed: "/usr/share/containers/oci/hooks.d/oci-mainpid-hook.json"}
 			u.Settings = containersconf.Settings{HooksDirFrom: "/etc/containers/containers.conf"}
 		}, "hook", Fail, "podman reads nothing", `hooks_dir = ["/usr/share/containers/oci/hooks.d"]`},
-		"hooks at home": {func(u *Unit) {
+		"hooks at home": {func(u *UnitFacts) {
 			u.Hook = Hook{Unread: []error{errors.New("/home/web belongs to UID 1000, not to root"), errors.New("/x")}}
 		}, "hook", Warn, "was looked into: /home/web belongs to UID 1000, not to root; and 1 more", "add the directory"},
-		"shadowed":        {func(u *Unit) { u.Hook = Hook{Shadow: "/etc/x.json"} }, "hook", Fail, "takes the place", "rm /etc/x.json"},
-		"a file not read": {func(u *Unit) { u.Problems = []error{errors.New("/home/web/x: a link")} }, "hook", Warn, "/home/web/x: a link", "that file"},
-		"CONTAINERS_CONF": {func(u *Unit) { u.Unit.Environment = append(u.Unit.Environment, "CONTAINERS_CONF=/x") }, "hook", Warn, "/x (CONTAINERS_CONF)", ""},
-		"a --module of the container's": {func(u *Unit) {
+		"shadowed":        {func(u *UnitFacts) { u.Hook = Hook{Shadow: "/etc/x.json"} }, "hook", Fail, "takes the place", "rm /etc/x.json"},
+		"a file not read": {func(u *UnitFacts) { u.Problems = []error{errors.New("/home/web/x: a link")} }, "hook", Warn, "/home/web/x: a link", "that file"},
+		"CONTAINERS_CONF": {func(u *UnitFacts) { u.Unit.Environment = append(u.Unit.Environment, "CONTAINERS_CONF=/x") }, "hook", Warn, "/x (CONTAINERS_CONF)", ""},
+		"a --module of the container's": {func(u *UnitFacts) {
 			u.Unit.Start[0].Arguments = []string{"podman", "run", "--cgroups=enabled", "img", "app", "--module"}
 		}, "hook", OK, "", ""},
-		"a module":           {func(u *Unit) { u.Unit.Start[0].Arguments = []string{"podman", "--module=x", "run"} }, "hook", Warn, "--module", ""},
-		"a limit":            {func(u *Unit) { u.Limits = []string{"MemoryMax="} }, "limits", Warn, "MemoryMax= in the unit does not bind", "--cgroup=service"},
-		"a limit that binds": {func(u *Unit) { u.Limits, u.Unit.Origin.Options.Cgroup = []string{"MemoryMax="}, dropin.Service }, "limits", OK, "MemoryMax= bind", ""},
-		"one that would": {func(u *Unit) {
+		"a module":           {func(u *UnitFacts) { u.Unit.Start[0].Arguments = []string{"podman", "--module=x", "run"} }, "hook", Warn, "--module", ""},
+		"a limit":            {func(u *UnitFacts) { u.Limits = []string{"MemoryMax="} }, "limits", Warn, "MemoryMax= in the unit does not bind", "--cgroup=service"},
+		"a limit that binds": {func(u *UnitFacts) { u.Limits, u.Unit.Origin.Options.Cgroup = []string{"MemoryMax="}, dropin.Service }, "limits", OK, "MemoryMax= bind", ""},
+		"one that would": {func(u *UnitFacts) {
 			u.Limits, u.Offered = []string{"MemoryMax="}, []string{"cpu"}
 			u.Controllers = u.Offered
 			u.Unit.Origin.Options.Cgroup = dropin.Service
 		}, "limits", Warn, "does not offer the controller memory", "cgroups"},
-		"no agreement": {func(u *Unit) { u.Status.Agrees, u.Status.Problem = &no, "systemd's main process is 7" }, "main process", Fail, "is 7", "oci-mainpid explain"},
-		"failed":       {func(u *Unit) { u.Status = status.Service{ActiveState: "failed", Result: "exit-code"} }, "main process", Warn, "exit-code", "oci-mainpid explain web.service"},
-		"stopped":      {func(u *Unit) { u.Status = status.Service{ActiveState: "inactive"} }, "main process", OK, "inactive", ""},
-		"left over": {func(u *Unit) {
+		"no agreement": {func(u *UnitFacts) { u.Status.Agrees, u.Status.Problem = &no, "systemd's main process is 7" }, "main process", Fail, "is 7", "oci-mainpid explain"},
+		"failed":       {func(u *UnitFacts) { u.Status = status.Service{ActiveState: "failed", Result: "exit-code"} }, "main process", Warn, "exit-code", "oci-mainpid explain web.service"},
+		"stopped":      {func(u *UnitFacts) { u.Status = status.Service{ActiveState: "inactive"} }, "main process", OK, "inactive", ""},
+		"left over": {func(u *UnitFacts) {
 			u.Status = status.Service{ActiveState: "failed", Problem: "still runs", LeftOver: []status.Conmon{{PID: 5, ContainerID: strings.Repeat("ab", 32)}}}
 		}, "main process", Fail, "still runs", "systemd-run --wait --uid=1000 --setenv=XDG_RUNTIME_DIR=/run/user/1000 podman rm -f abababababab"},
-		"left over, forged": {func(u *Unit) {
+		"left over, forged": {func(u *UnitFacts) {
 			u.Status = status.Service{ActiveState: "failed", Problem: "still runs", LeftOver: []status.Conmon{{PID: 5, ContainerID: "$(reboot)"}}}
 		}, "main process", Fail, "still runs", "kill 5"},
-		"a volume": {func(u *Unit) { u.Unit.Post, u.Unit.Type = nil, "oneshot" }, "drop-in", OK, "", ""},
+		"a volume": {func(u *UnitFacts) { u.Unit.Post, u.Unit.Type = nil, "oneshot" }, "drop-in", OK, "", ""},
 	} {
 		u := goodUnit()
 		c.change(&u)
@@ -482,14 +482,6 @@ func TestLimits(t *testing.T) {
 	want := []string{"MemoryMax=", "CPUQuota=", "TasksMax=", "IPAddressDeny=", "AllowedCPUs="}
 	if got := limitSettings(&manager.Unit{Properties: set}, 4915); !slices.Equal(got, want) {
 		t.Errorf("%q", got)
-	}
-}
-
-func TestLogsIn(t *testing.T) {
-	for shell, want := range map[string]bool{"/bin/bash": true, "": true, "/usr/sbin/nologin": false, "/sbin/nologin": false, "/bin/false": false} {
-		if got := logsIn(shell); got != want {
-			t.Errorf("%q: %v", shell, got)
-		}
 	}
 }
 

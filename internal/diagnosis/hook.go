@@ -135,9 +135,9 @@ func (c configuration) check() error {
 	return nil
 }
 
-// judge reports whether podman would run the hook. The settings say where podman
+// point reports whether podman would run the hook. The settings say where podman
 // looks, and problems is what could not be read of the settings.
-func (h Hook) judge(p *points, s containersconf.Settings, problems []error) {
+func (h Hook) point(p *points, s containersconf.Settings, problems []error) {
 	const what = "hook"
 	from := "podman's default"
 	if s.HooksDirFrom != "" {

@@ -237,7 +237,7 @@ func (m Machine) installed(p *points) {
 	default:
 		p.ok("notify-mainpid", m.NotifyMainPID.Path)
 	}
-	m.Hook.judge(p, m.Settings, m.Problems)
+	m.Hook.point(p, m.Settings, m.Problems)
 	if m.Generator.Path == "" {
 		p.warn("generator", "oci-mainpid-generator is not where systemd looks: [X-MainPID] in Quadlet files has no effect, such units run as root",
 			"ln -s "+terminal.Quote(m.Self)+" /usr/lib/systemd/system-generators/oci-mainpid-generator")

@@ -298,8 +298,8 @@ func bootTime() time.Time {
 }
 
 // Unit gathers what there is to know of a unit.
-func (r *Reader) Unit(ctx context.Context, name string) Unit {
-	u := Unit{Name: name, Offered: r.machine.Controllers}
+func (r *Reader) Unit(ctx context.Context, name string) UnitFacts {
+	u := UnitFacts{Name: name, Offered: r.machine.Controllers}
 	u.Unit, u.Err = r.manager.Unit(ctx, name)
 	if u.Err != nil {
 		u.Dropin.Planned = r.planner.generator().Of(name)
@@ -322,7 +322,7 @@ func (r *Reader) Unit(ctx context.Context, name string) Unit {
 }
 
 // readUser gathers what is the user's.
-func (r *Reader) readUser(ctx context.Context, u *Unit) {
+func (r *Reader) readUser(ctx context.Context, u *UnitFacts) {
 	uid := strconv.Itoa(u.Account.UID)
 	u.Home = home(u.Account)
 	config := u.Unit.Env("XDG_CONFIG_HOME")
@@ -347,7 +347,7 @@ func (r *Reader) readUser(ctx context.Context, u *Unit) {
 	if _, err := os.Lstat("/var/lib/systemd/linger/" + u.Account.Name); err == nil {
 		u.ManagerStays = true
 	} else {
-		u.LosesLocks = r.removesIPC() && u.Account.UID > systemUIDMax && logsIn(u.Account.Shell)
+		u.LosesLocks = r.removesIPC() && u.Account.UID > systemUIDMax
 	}
 	var st unix.Stat_t
 	dir := u.Account.RuntimeDir()
@@ -358,12 +358,6 @@ func (r *Reader) readUser(ctx context.Context, u *Unit) {
 // systemUIDMax is the last UID of those whose shared memory systemd-logind
 // leaves alone, see RemoveIPC= in logind.conf(5).
 const systemUIDMax = 999
-
-// logsIn reports whether somebody may log in to a shell.
-func logsIn(shell string) bool {
-	name := filepath.Base(shell)
-	return name != "nologin" && name != "false"
-}
 
 // home judges the user's home directory.
 func home(a account.Account) Home {

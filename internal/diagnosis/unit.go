@@ -18,8 +18,8 @@ import (
 	"oci-mainpid-hook/quadlet"
 )
 
-// Unit is what is known of a unit and its user.
-type Unit struct {
+// UnitFacts is what is known of a unit and its user.
+type UnitFacts struct {
 	Name string
 	// Unit is what systemd knows, nil where that is nothing, for which Err is the
 	// reason.
@@ -69,7 +69,7 @@ type Home struct {
 }
 
 // Points judges the unit.
-func (u Unit) Points() []Point {
+func (u UnitFacts) Points() []Point {
 	p := &points{object: u.Name}
 	if !u.loaded(p) {
 		return p.list
@@ -91,7 +91,7 @@ func (u Unit) Points() []Point {
 }
 
 // loaded reports whether there is anything to judge.
-func (u Unit) loaded(p *points) bool {
+func (u UnitFacts) loaded(p *points) bool {
 	const what = "unit"
 	name := terminal.Quote(u.Name)
 	switch {
@@ -131,7 +131,7 @@ func (u Unit) loaded(p *points) bool {
 }
 
 // account judges the user.
-func (u Unit) account(p *points) {
+func (u UnitFacts) account(p *points) {
 	const what = "user"
 	name := terminal.Quote(u.Unit.User)
 	missing := (*account.NoIDsError)(nil)
@@ -159,7 +159,7 @@ func (u Unit) account(p *points) {
 }
 
 // manager judges the user's manager and what it offers.
-func (u Unit) manager(p *points) {
+func (u UnitFacts) manager(p *points) {
 	const what = "user's manager"
 	if u.AccountErr != nil {
 		return
@@ -188,8 +188,8 @@ func (u Unit) manager(p *points) {
 	}
 	switch {
 	case u.ManagerStays && u.LosesLocks:
-		p.warn("logout", "the user's manager stays when they log out, but systemd-logind then removes podman's locks (RemoveIPC=yes): deadlocks may follow",
-			fmt.Sprintf("let nobody log in as %s (usermod --shell /usr/sbin/nologin %[1]s); or: loginctl enable-linger %[1]s", name))
+		p.warn("logout", fmt.Sprintf("the user's manager stays, but after each login of %s, such as su - or ssh, systemd-logind removes podman's locks (RemoveIPC=yes): deadlocks may follow", name),
+			fmt.Sprintf("loginctl enable-linger %s, or RemoveIPC=no in logind.conf(5)", name))
 	case u.ManagerStays:
 		p.ok("logout", "the user's manager stays when they log out")
 	default:
@@ -220,7 +220,7 @@ func (u Unit) manager(p *points) {
 }
 
 // regenerate is what to type so that the unit gets its drop-in anew.
-func (u Unit) regenerate() string {
+func (u UnitFacts) regenerate() string {
 	name := terminal.Quote(u.Name)
 	apply := "systemctl daemon-reload && systemctl restart " + name
 	o := u.Dropin.Origin
@@ -249,7 +249,7 @@ func (u Unit) regenerate() string {
 }
 
 // settings judges what counts in the end, whatever file it is from.
-func (u Unit) settings(p *points) {
+func (u UnitFacts) settings(p *points) {
 	const what = "settings"
 	unit := u.Unit
 	notifier, _ := unit.Notifier()
@@ -301,7 +301,7 @@ func (u Unit) settings(p *points) {
 
 // overridden returns which setting of the drop-in does not count, if one does
 // not: another drop-in comes after it.
-func (u Unit) overridden() string {
+func (u UnitFacts) overridden() string {
 	if u.Dropin.Text == nil {
 		return ""
 	}
@@ -318,7 +318,7 @@ func (u Unit) overridden() string {
 	return ""
 }
 
-func (u Unit) hook(p *points) {
+func (u UnitFacts) hook(p *points) {
 	podman, _ := u.Unit.Podman()
 	s, problems := u.Settings, u.Problems
 	if _, ok := podman.Global("module"); ok {
@@ -330,10 +330,10 @@ func (u Unit) hook(p *points) {
 	if file := u.Unit.Env("CONTAINERS_CONF_OVERRIDE"); file != "" {
 		problems = append(problems, fmt.Errorf("%s (CONTAINERS_CONF_OVERRIDE)", file))
 	}
-	u.Hook.judge(p, s, problems)
+	u.Hook.point(p, s, problems)
 }
 
-func (u Unit) limits(p *points) {
+func (u UnitFacts) limits(p *points) {
 	const what = "limits"
 	if len(u.Limits) == 0 {
 		p.ok(what, "none in the unit")
@@ -354,7 +354,7 @@ func (u Unit) limits(p *points) {
 	p.ok(what, set+" bind the container")
 }
 
-func (u Unit) mainPID(p *points) {
+func (u UnitFacts) mainPID(p *points) {
 	const what = "main process"
 	s := u.Status
 	name := terminal.Quote(u.Name)
@@ -373,7 +373,7 @@ func (u Unit) mainPID(p *points) {
 }
 
 // remove is the command that removes a container that was left over.
-func (u Unit) remove(c status.Conmon) string {
+func (u UnitFacts) remove(c status.Conmon) string {
 	// What the user may have forged is not fit to be typed by root.
 	if len(c.ContainerID) != 64 || strings.Trim(c.ContainerID, "0123456789abcdef") != "" || u.AccountErr != nil {
 		return fmt.Sprintf("kill %d", c.PID)
@@ -383,7 +383,7 @@ func (u Unit) remove(c status.Conmon) string {
 }
 
 // dropin judges our drop-in.
-func (u Unit) dropin(p *points) {
+func (u UnitFacts) dropin(p *points) {
 	const what = "drop-in"
 	d := u.Dropin
 	_, notifies := u.Unit.Notifier()

@@ -59,11 +59,11 @@ var errNoConmon = errors.New("no conmon of this start runs")
 
 // Of returns the status of one unit, given every conmon that runs.
 func Of(u *manager.Unit, all []census.Conmon) Service {
-	return judge(u, all, census.ReadPID(handover.Dir, u.Env(handover.EnvMainPIDFile)), census.Start.Verify)
+	return statusOf(u, all, census.ReadPID(handover.Dir, u.Env(handover.EnvMainPIDFile)), census.Start.Verify)
 }
 
-// judge is Of, given what the hook told and census.Start.Verify.
-func judge(u *manager.Unit, all []census.Conmon, told int, verify func(census.Start, census.Conmon) error) Service {
+// statusOf is Of, given what the hook told and census.Start.Verify.
+func statusOf(u *manager.Unit, all []census.Conmon, told int, verify func(census.Start, census.Conmon) error) Service {
 	s := Service{
 		Unit: u.Name, User: u.User, LoadState: u.LoadState, ActiveState: u.ActiveState, SubState: u.SubState,
 		Result: u.Result, Restarts: u.Restarts, MainPID: u.MainPID,

@@ -66,7 +66,7 @@ func TestJudge(t *testing.T) {
 		"a volume":        {unit(func(u *manager.Unit) { u.Post = nil }), nil, nil, nil, "", 0},
 		"no unit of ours": {unit(func(u *manager.Unit) { u.Post, u.MainPID = nil, 7 }), []census.Conmon{conmon}, nil, &no, "systemd's main process is 7, podman's conmon is 100", 100},
 	} {
-		s := judge(c.unit, c.conmons, 0, func(census.Start, census.Conmon) error { return c.verify })
+		s := statusOf(c.unit, c.conmons, 0, func(census.Start, census.Conmon) error { return c.verify })
 		if (s.Agrees == nil) != (c.agrees == nil) || s.Agrees != nil && *s.Agrees != *c.agrees || s.Problem != c.problem {
 			t.Errorf("%s: %+v", name, s)
 		}
