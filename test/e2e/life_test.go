@@ -77,11 +77,12 @@ func TestConmonKilled(t *testing.T) {
 	})
 }
 
+// stopDelay is how much later logind stops the manager of a user without
+// sessions, UserStopDelaySec= in logind.conf(5).
+const stopDelay = 10 * time.Second
+
 // TestLogout: a unit whose user comes and goes stays.
 func TestLogout(t *testing.T) {
-	// logind stops the manager of a user without sessions so much later,
-	// UserStopDelaySec= in logind.conf(5).
-	const stopDelay = 10 * time.Second
 	onStacks(t, func(m machine) {
 		mixed, user := m.user().unit(service{mode: "mixed"}), m.user().unit(service{mode: "user"})
 		for _, n := range []unit{mixed, user} {
