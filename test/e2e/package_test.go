@@ -121,6 +121,12 @@ func (p packager) test(m machine) {
 	u.quadlets(map[string]string{"NAME.container": sleeper + owned})
 	n := u.quadletUnit("NAME.service", "NAME")
 	n.cleanUp()
+	slow := u.slowUnits(3)
+	// The managers of these users are needed without their units, too.
+	lingering, loggedIn := m.user(), m.user()
+	loggedIn.quadlets(map[string]string{"NAME.container": sleeper + owned})
+	other := loggedIn.quadletUnit("NAME.service", "NAME")
+	other.cleanUp()
 	before := m.shell(list)
 
 	m.shell(p.install, file(olderVersion))
@@ -142,14 +148,49 @@ func (p packager) test(m machine) {
 	}
 	n.stopAll(judgement{})
 
-	n.start()
-	n.assertMainPIDIsConmon()
-	described := n.property("SourcePath")
-	if out := m.shell("{ " + p.remove + "; } 2>&1"); !strings.Contains(out, "starts as root") || !strings.Contains(out, described) {
-		m.t.Errorf("the removal does not warn of %s: %s", described, out)
+	hand := lingering.unit(service{mode: "mixed"})
+	m.run("loginctl", "enable-linger", lingering.name)
+	session := "session-of-" + loggedIn.name
+	m.run("systemd-run", "--unit="+session, "--property=User="+loggedIn.name, "--property=PAMName=login", "sleep", "2000")
+	m.t.Cleanup(func() {
+		m.try("systemctl", "stop", session)
+		m.try("loginctl", "disable-linger", lingering.name)
+	})
+	all := append([]unit{n, hand, other}, slow...)
+	for _, each := range all {
+		each.start()
+		each.assertMainPIDIsConmon()
 	}
-	n.assertState("inactive")
-	n.assertGone()
+	described, dropin := n.property("SourcePath"), path.Join(unitDir, hand.name+".d", "50-oci-mainpid.conf")
+	out := m.shell("{ " + p.remove + "; } 2>&1")
+	for _, want := range []string{"starts as root", described, "fail without this package", dropin} {
+		if !strings.Contains(out, want) {
+			m.t.Errorf("the removal does not say %q: %s", want, out)
+		}
+	}
+	for _, each := range all {
+		each.assertState("inactive")
+		each.assertGone()
+	}
+	m.assertStoppedTogether(slow)
+	for _, c := range []struct {
+		user  user
+		state string
+	}{{u, "inactive"}, {lingering, "active"}, {loggedIn, "active"}} {
+		if got := m.property("user@"+c.user.uid+".service", "ActiveState"); got != c.state {
+			m.t.Errorf("the manager of %s is %s, not %s", c.user.name, got, c.state)
+		}
+		if m.property("user@"+c.user.uid+".service", "RefuseManualStop") != "no" {
+			m.t.Errorf("the manager of %s still refuses to be stopped", c.user.name)
+		}
+	}
+	if u.try("test", "-e", u.runtimeDir()).status == 0 {
+		m.t.Errorf("%s is left", u.runtimeDir())
+	}
+	// The hand-written unit keeps its drop-in, with which it fails.
+	hand.startFails()
+	m.run("rm", "-r", path.Join(unitDir, hand.name), path.Dir(dropin))
+	m.systemctl("daemon-reload")
 	for _, script := range []string{":", p.purge} {
 		m.shell(script)
 		if r := m.try("test", "-e", "/run/oci-mainpid"); r.status == 0 {
@@ -161,6 +202,39 @@ func (p packager) test(m machine) {
 	}
 	if r := m.try("sh", "-c", p.known); r.status == 0 {
 		m.t.Errorf("still known: %v", r)
+	}
+}
+
+// slowUnits makes Quadlet units whose containers take 4 s to stop.
+func (u user) slowUnits(n int) []unit {
+	u.t.Helper()
+	const text = "[Container]\nImage=" + imageName + "\nContainerName=CONTAINER\nExec=sh -c 'trap \"sleep 4; exit 0\" TERM; sleep 1000 & wait'\n" + owned
+	files := map[string]string{}
+	var units []unit
+	for i := range n {
+		name := fmt.Sprintf("NAME-slow%d", i)
+		files[name+".container"] = strings.ReplaceAll(text, "CONTAINER", name)
+		unit := u.quadletUnit(name+".service", name)
+		unit.cleanUp()
+		units = append(units, unit)
+	}
+	u.quadlets(files)
+	return units
+}
+
+// assertStoppedTogether checks that systemd had begun to stop all of the units
+// before the first had stopped. None of them was stopped before.
+func (m machine) assertStoppedTogether(units []unit) {
+	m.t.Helper()
+	m.run("journalctl", "--sync")
+	args := []string{"journalctl", "--no-pager", "--output=cat", "_PID=1"}
+	for _, n := range units {
+		args = append(args, "--unit="+n.name)
+	}
+	said := m.run(args...)
+	first, _, stopped := strings.Cut(said, "\nStopped ")
+	if begun := strings.Count(first, "\nStopping "); !stopped || begun != len(units) {
+		m.t.Errorf("%d of %d units were being stopped when the first had stopped:\n%s", begun, len(units), said)
 	}
 }
 
