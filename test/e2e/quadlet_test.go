@@ -476,6 +476,15 @@ func TestQuadletRefuses(t *testing.T) {
 			"NAME.container": sleeper + "Volume=NAME.volume:/data\n" + owned,
 			"NAME.volume":    "[Volume]\n[Service]\nUser=OTHER\n",
 		}, "NAME.volume"},
+		{"a volume without a user", map[string]string{
+			"NAME.container": sleeper + "Volume=NAME.volume:/data\n" + owned,
+			"NAME.volume":    "[Volume]\n",
+		}, "in [Service] of NAME.volume"},
+		{"the user in our section", map[string]string{"NAME.container": sleeper + "[X-MainPID]\nUser=USER\n"}, "write User="},
+		{"a misspelt section", map[string]string{"NAME.container": sleeper + owned + "[X-MianPID]\nCgroup=user\n"}, "write [X-MainPID]"},
+		{"a section with an en dash", map[string]string{"NAME.container": sleeper + "[X\u2013MainPID]\nCgroup=user\n"}, "write [X-MainPID]"},
+		{"a misspelt key", map[string]string{"NAME.container": sleeper + "[Service]\nuser=USER\n"}, "write User="},
+		{"an unknown section with a user", map[string]string{"NAME.container": sleeper + "[Servise]\nUser=USER\n"}, "in [Service]"},
 	}
 	onStacks(t, func(m machine) {
 		other := m.user()
