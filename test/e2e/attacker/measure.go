@@ -2,22 +2,16 @@ package main
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/journal"
 	"golang.org/x/sys/unix"
 )
-
-func nativeUint32(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
 
 // How long a process may take to end when it gets SIGTERM, and SIGKILL.
 const (
@@ -100,31 +94,4 @@ func mute(args []string) error {
 		}
 		held = append(held, c)
 	}
-}
-
-// journal TIMES SIZE MESSAGE [FIELD=VALUE...] sends an entry that many times to
-// the journal, the message filled up to that size with dots.
-func sendJournal(args []string) error {
-	times, err := strconv.Atoi(args[0])
-	if err != nil {
-		return err
-	}
-	size, err := strconv.Atoi(args[1])
-	if err != nil {
-		return err
-	}
-	message := args[2] + strings.Repeat(".", max(0, size-len(args[2])))
-	fields := map[string]string{}
-	for _, arg := range args[3:] {
-		name, value, _ := strings.Cut(arg, "=")
-		fields[name] = value
-	}
-	for range times {
-		if err := journal.Send(message, journal.PriNotice, fields); err != nil {
-			return err
-		}
-	}
-	// journald must still find this process.
-	time.Sleep(300 * time.Millisecond)
-	return nil
 }
