@@ -14,7 +14,8 @@ import (
 
 // journal TIMES SIZE MESSAGE [FIELD=VALUE...] sends an entry that many times to
 // the journal. It has as many more messages as make it that large; each is as long
-// as journalctl(1) shows a field at most.
+// as journalctl(1) shows a field at most, and has bytes that take three or more
+// there.
 func sendJournal(args []string) error {
 	times, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -35,7 +36,7 @@ func sendJournal(args []string) error {
 	field("MESSAGE", args[2])
 	// Each differs: journald keeps one of those that are alike.
 	for entry.Len() < size {
-		field("MESSAGE", fmt.Sprintf("%04000d", entry.Len()))
+		field("MESSAGE", fmt.Sprintf("%d%s", entry.Len(), strings.Repeat("\x01", 4000)))
 	}
 	for _, arg := range args[3:] {
 		name, value, _ := strings.Cut(arg, "=")
@@ -47,7 +48,7 @@ func sendJournal(args []string) error {
 	}
 	defer conn.Close()
 	for range times {
-		if entry.Len() < 100_000 {
+		if entry.Len() < 180_000 {
 			_, err = conn.Write(entry.Bytes())
 		} else {
 			err = sendMemory(conn, entry.Bytes())
