@@ -86,12 +86,15 @@ func mute(args []string) error {
 		return err
 	}
 	fmt.Println("ready")
-	var held []net.Conn
 	for {
+		// Descriptors of connections that nothing refers to are closed.
 		c, err := l.Accept()
 		if err != nil {
 			return errors.Join(err, l.Close())
 		}
-		held = append(held, c)
+		go func() {
+			defer c.Close()
+			idle()
+		}()
 	}
 }
