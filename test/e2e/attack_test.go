@@ -58,6 +58,10 @@ func TestAttack(t *testing.T) {
 
 var raceTime = flag.Duration("race-time", 3*time.Second, "how `LONG` TestAttack tries each race, at most")
 
+// thorough reports whether there is time for everything, as in make attack: else at
+// least one case of each kind is tried.
+func thorough() bool { return *raceTime >= 20*time.Second }
+
 // tally counts, for each stack and case, what was tried and what was held.
 type tally struct {
 	mutex sync.Mutex
