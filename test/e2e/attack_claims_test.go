@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"strings"
 
-	"oci-mainpid-hook/sandbox"
+	"oci-mainpid-hook/test/sandbox"
 )
 
 // attack is a script of the unit's user's, run as the unit's program, that must
