@@ -10,7 +10,7 @@ if [ -n "$files" ]; then
 	echo "$files" >&2
 fi
 [ -d /run/systemd/system ] || exit 0
-for directory in /run/oci-mainpid/*/; do
+for directory in /run/oci-mainpid/*.service/; do
 	[ -d "$directory" ] || continue
 	unit=${directory#/run/oci-mainpid/}
 	systemctl stop -- "${unit%/}" || :
