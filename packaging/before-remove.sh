@@ -26,7 +26,7 @@ fi
 
 [ -d /run/systemd/system ] || exit 0
 set --
-for directory in /run/oci-mainpid/*/; do
+for directory in /run/oci-mainpid/*.service/; do
 	[ -d "$directory" ] || continue
 	directory=${directory%/}
 	set -- "$@" "${directory##*/}"

@@ -205,11 +205,11 @@ type Delivery struct {
 // postStop are the lines of ExecStartPost= and ExecStopPost= that must come
 // behind its own; nil leaves those that there are where they are.
 func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart, postStop []string) {
-	mainPIDFile, resultFile := handover.Files(d.Unit)
+	mainPIDFile, resultFile := handover.Files(d.Unit, a.UID)
 	name, argument, word := unitfile.QuoteArgument(d.Unit), unitfile.QuoteArgument, unitfile.QuoteWord
 	if unitfile.IsTemplate(d.Unit) {
 		// Only systemd knows the instance's name: %n.
-		mainPIDFile, resultFile = handover.Files("%n")
+		mainPIDFile, resultFile = handover.Files("%n", a.UID)
 		asIs := func(text string) string { return text }
 		name, argument, word = "%n", asIs, asIs
 	}

@@ -37,7 +37,7 @@ const (
 
 // format is the version that this package writes. It changes when a drop-in of the
 // version before would do something else than one of now.
-const format = 2
+const format = 3
 
 // ErrForeign says that a drop-in was not made by oci-mainpid.
 var ErrForeign = errors.New("was not made by oci-mainpid")

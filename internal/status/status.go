@@ -3,6 +3,7 @@
 package status
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,7 +60,8 @@ var errNoConmon = errors.New("no conmon of this start runs")
 
 // Of returns the status of one unit, given every conmon that runs.
 func Of(u *manager.Unit, all []census.Conmon) Service {
-	return statusOf(u, all, census.ReadPID(handover.Dir, u.Env(handover.EnvMainPIDFile)), census.Start.Verify)
+	file := u.Env(handover.EnvMainPIDFile)
+	return statusOf(u, all, census.ReadPID(cmp.Or(handover.UserDirOf(file), handover.Dir), file), census.Start.Verify)
 }
 
 // statusOf is Of, given what the hook told and census.Start.Verify.
