@@ -240,7 +240,7 @@ func (u user) stage(mode string, template bool) unit {
 		file = u.name + "-stage@.service"
 		n.name = u.name + "-stage@" + mode + ".service"
 	}
-	u.write(path.Join(unitDir, file), fmt.Sprintf("[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sh %s/attack\nTimeoutStartSec=20\nTimeoutStopSec=2\n", u.home()))
+	u.write(path.Join(unitDir, file), fmt.Sprintf("[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sh %s/attack\nTimeoutStartSec=60\nTimeoutStopSec=2\n", u.home()))
 	u.run("oci-mainpid", "generate", "--user="+u.name, "--cgroup="+mode, path.Join(unitDir, file))
 	edited := n
 	edited.name = file
