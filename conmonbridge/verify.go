@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,6 +36,9 @@ type Expected struct {
 	InvocationID string   // of this start of the unit (INVOCATION_ID in systemd.exec(5))
 	Podman       int      // PID of the unit's main process so far, 0 if unknown
 	Executables  []string // what conmon is
+	// Replaced accepts a conmon that was replaced since, see ExecutesReplaced. It is
+	// for what is shown only.
+	Replaced bool
 }
 
 // Claim is a process that somebody claims to be a unit's main process. Its pidfd
@@ -142,7 +146,11 @@ func (c *Claim) verifyUser(want Expected) error {
 }
 
 func (c *Claim) verifyExecutable(want Expected) error {
-	return VerifyExecutable(c.PID, want.Executables)
+	err := VerifyExecutable(c.PID, want.Executables)
+	if err != nil && want.Replaced && ExecutesReplaced(c.PID, want.Executables) {
+		return nil
+	}
+	return err
 }
 
 // VerifyExecutable returns nil if the process executes one of the executables.
@@ -162,6 +170,23 @@ func VerifyExecutable(pid int, executables []string) error {
 		return nil
 	}
 	return fmt.Errorf("does not execute conmon (%s)", strings.Join(executables, ", "))
+}
+
+// ExecutesReplaced reports whether the process executes what was one of the
+// executables, until that was replaced: an upgrade of conmon's package leaves the
+// conmons that run with the file of before. It is for what is shown only. No process
+// becomes a unit's main process by that.
+func ExecutesReplaced(pid int, executables []string) bool {
+	exe, err := proc.Executable(pid)
+	if err != nil || exe.Links != 0 || exe.UID != 0 || exe.Mode&0o022 != 0 {
+		return false
+	}
+	path, err := proc.ExecutablePath(pid)
+	if err != nil {
+		return false
+	}
+	path, ok := strings.CutSuffix(path, " (deleted)")
+	return ok && slices.Contains(executables, path)
 }
 
 // verifyInvocation checks that this start of this unit started the process.

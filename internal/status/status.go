@@ -7,9 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/census"
 	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/manager"
@@ -49,10 +51,12 @@ type Conmon struct {
 	Recorded    int    `json:"recorded,omitempty"`
 	Container   string `json:"container"`
 	ContainerID string `json:"container_id"`
+	// Replaced says that conmon's file was replaced since it started.
+	Replaced bool `json:"replaced,omitempty"`
 }
 
 func newConmon(c census.Conmon) Conmon {
-	return Conmon{PID: c.PID, Recorded: c.Recorded, Container: c.Container, ContainerID: c.ContainerID}
+	return Conmon{PID: c.PID, Recorded: c.Recorded, Container: c.Container, ContainerID: c.ContainerID, Replaced: c.Replaced}
 }
 
 // errNoConmon is the problem of an active unit without one.
@@ -87,7 +91,7 @@ func statusOf(u *manager.Unit, all []census.Conmon, told int, verify func(census
 	}
 	start := census.Start{
 		Unit: u.Name, UID: u.UID, InvocationID: u.InvocationID,
-		MainPID: u.MainPID, Told: told, ControlGroup: u.ControlGroup, Kube: u.Kube(),
+		MainPID: u.MainPID, Told: told, ControlGroup: u.ControlGroup, Executables: u.Conmon(), Kube: u.Kube(),
 	}
 	current, leftOver := start.Of(all)
 	if _, ok := u.Notifier(); ok {
@@ -163,7 +167,7 @@ func Read(ctx context.Context, m *manager.Manager, names []string, look func(at 
 			return nil, err
 		}
 	}
-	units, users := []*manager.Unit{}, map[int]bool{}
+	units, users, executables := []*manager.Unit{}, map[int]bool{}, slices.Clone(conmonbridge.Executables)
 	for _, name := range names {
 		u, err := m.Unit(ctx, name)
 		if err != nil {
@@ -171,9 +175,14 @@ func Read(ctx context.Context, m *manager.Manager, names []string, look func(at 
 		}
 		units = append(units, u)
 		users[u.UID] = true
+		for _, path := range u.Conmon() {
+			if !slices.Contains(executables, path) {
+				executables = append(executables, path)
+			}
+		}
 	}
 	look("the processes")
-	processes, err := census.Take(ctx, users)
+	processes, err := census.Take(ctx, users, executables)
 	if err != nil {
 		return nil, err
 	}
