@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -38,6 +39,35 @@ func TestOutput(t *testing.T) {
 					m.t.Errorf("journalctl -u %s has the output: %t, want %t", n.name, got, c.inUnit)
 				}
 			})
+		}
+	})
+}
+
+// TestEndsAtOnce: a container that ends before its main process is verified ends its
+// unit as it ended itself.
+func TestEndsAtOnce(t *testing.T) {
+	onStacks(t, func(m machine) {
+		for _, mode := range []string{"mixed", "service", "user"} {
+			for _, runtime := range []string{"crun", "runc"} {
+				m.subtest(mode+" with "+runtime, func(m machine) {
+					u := m.user()
+					files := map[string]string{}
+					for _, status := range []int{0, 3} {
+						files[fmt.Sprintf("NAME-%d.container", status)] = fmt.Sprintf("[Container]\nImage=%s\nExec=sh -c 'exit %d'\nGlobalArgs=--runtime=%s\n", imageName, status, runtime) + owned + inMode(mode)
+					}
+					u.quadlets(files)
+					for range 5 {
+						success, failure := u.quadletUnit("NAME-0.service", "systemd-NAME-0"), u.quadletUnit("NAME-3.service", "systemd-NAME-3")
+						success.start()
+						success.awaitState("inactive")
+						success.assertEnded("inactive", "success", "0")
+						u.try("systemctl", "start", failure.name)
+						failure.awaitState("failed")
+						failure.assertEnded("failed", "exit-code", "3")
+						u.systemctl("reset-failed", failure.name)
+					}
+				})
+			}
 		}
 	})
 }
