@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,18 +76,25 @@ func (c *Claim) Close() {
 	unix.Close(c.pidfd)
 }
 
-// Alive returns nil until the process ends. A zombie has ended.
-func (c *Claim) Alive() error {
+// ErrEnded says that the process has ended since it was claimed.
+var ErrEnded = errors.New("has ended")
+
+// Alive returns nil until the process ends, then ErrEnded. A zombie has ended.
+func (c *Claim) Alive() error { return c.AliveAfter(0) }
+
+// AliveAfter returns ErrEnded as soon as the process ends, nil if it lives on for d.
+func (c *Claim) AliveAfter(d time.Duration) error {
 	poll := []unix.PollFd{{Fd: int32(c.pidfd), Events: unix.POLLIN}}
-	n, err := unix.Poll(poll, 0)
+	deadline := time.Now().Add(d)
+	n, err := unix.Poll(poll, int(d.Milliseconds()))
 	for err == unix.EINTR {
-		n, err = unix.Poll(poll, 0)
+		n, err = unix.Poll(poll, int(max(0, time.Until(deadline).Milliseconds())))
 	}
 	if err != nil {
 		return fmt.Errorf("process %d: poll: %w", c.PID, err)
 	}
 	if n > 0 {
-		return fmt.Errorf("process %d: has ended", c.PID)
+		return fmt.Errorf("process %d: %w", c.PID, ErrEnded)
 	}
 	return nil
 }
@@ -247,6 +255,9 @@ func sameUnit(own, theirs string) bool {
 	return strings.HasSuffix(unit, ".service") && strings.HasPrefix(theirs+"/", unit+"/")
 }
 
+// ErrNoContainer says that a conmon has no container, or no longer.
+var ErrNoContainer = errors.New("has no container (no child that lives)")
+
 // verifyContainer checks that the process has a child that lives.
 func (c *Claim) verifyContainer(Expected) error {
 	// conmon becomes the parent of the container when runc, which has created it,
@@ -263,7 +274,7 @@ func (c *Claim) verifyContainer(Expected) error {
 			}
 		}
 	}
-	return errors.New("has no container (no child that lives)")
+	return ErrNoContainer
 }
 
 // isServiceContainer reports whether podman-kube-play(1) gives that name to the

@@ -160,9 +160,11 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 				d.creates = true
 				d.setCgroups(&e, p)
 			}
+			d.setLogDriver(&e, p)
 		case p.CreatesContainer() && !p.StartsContainer():
 			d.creates = true
 			d.setCgroups(&e, p)
+			d.setLogDriver(&e, p)
 		case p.StartsContainer() && !d.isQuadletOneshot():
 			// Another container than the unit's: the hook is to leave it alone.
 			wrap(&e, line, c, "/usr/bin/env", "-u "+handover.EnvMainPIDFile+" -u "+handover.EnvResultFile)
@@ -224,6 +226,17 @@ func (d *deriver) setCgroups(e *unitfile.Edits, p podmancmd.Podman) {
 			text = "--cgroups=" + want
 		}
 		e.Replace(o.At.Start, o.At.End, text)
+	}
+}
+
+// setLogDriver has the container's output go to the journal, unless the unit's author
+// chose where it goes. Without it podman writes to a file, which --rm removes, if the
+// user may not read the journal.
+func (d *deriver) setLogDriver(e *unitfile.Edits, p podmancmd.Podman) {
+	_, driver := p.Last("log-driver")
+	_, options := p.Last("log-opt")
+	if !driver && !options && p.HidesOutput() {
+		e.Replace(p.VerbEnd, p.VerbEnd, " --log-driver=journald")
 	}
 }
 

@@ -5,6 +5,7 @@ package podmancmd
 
 import (
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"oci-mainpid-hook/internal/unitfile"
@@ -20,7 +21,8 @@ type Podman struct {
 	global, options []Option
 }
 
-// Option is an option as it is given. A short one, such as -v, has that name.
+// Option is an option as it is given. A short one, such as -v or a -d of -dti, has
+// that name.
 type Option struct {
 	// Name is the option's name without dashes.
 	Name string
@@ -146,6 +148,26 @@ func (p *Podman) CreatesContainer() bool {
 	return false
 }
 
+// HidesOutput reports whether the containers that the command makes write nothing to
+// podman's own standard output: those that podman leaves behind when it ends.
+func (p *Podman) HidesOutput() bool {
+	switch p.Verb {
+	case "create", "container create":
+		return true
+	case "run", "container run":
+		detach, long := p.Last("detach")
+		_, short := p.Last("d")
+		return short || long && !isFalse(detach)
+	}
+	return p.PlaysKube()
+}
+
+// isFalse reads the value of a switch as pflag does.
+func isFalse(value string) bool {
+	on, err := strconv.ParseBool(value)
+	return err == nil && !on
+}
+
 // RemovesContainer reports whether the command leaves no container of the unit
 // behind. podman stop removes one that runs with --rm.
 func (p *Podman) RemovesContainer() bool {
@@ -176,6 +198,7 @@ func options(words []unitfile.Word, switches map[string]bool, letters string) (f
 			// -dti, -eA=B, -e A=B: letters up to the first that takes a value.
 			for j := 1; j < len(w.Text); j++ {
 				if strings.IndexByte(letters, w.Text[j]) >= 0 {
+					found = append(found, Option{Name: w.Text[j : j+1], At: w, Joined: true})
 					continue
 				}
 				o := Option{Name: w.Text[j : j+1], Value: w.Text[j+1:], At: w, Joined: true}
