@@ -94,6 +94,11 @@ func notify(c config, files *handover.Handover) error {
 	if err := claim.Alive(); err != nil {
 		return err
 	}
+	if c.require != conmonbridge.RequireUser {
+		if err := record(files, pid, uid, container); err != nil {
+			return fmt.Errorf("record of this start: %w", err)
+		}
+	}
 	c.log.Say(message.MainProcess, c.about()+name+" is the main process", nil)
 	return nil
 }
