@@ -166,7 +166,10 @@ func wait(c config, files *handover.Handover) (int, error) {
 		ctx, stop = context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("nothing came within %v", c.timeout))
 		defer stop()
 	}
-	pid, err := files.MainPID(ctx, pidfd)
+	written := make(chan os.Signal, 1)
+	signal.Notify(written, unix.SIGIO)
+	defer signal.Stop(written)
+	pid, err := files.MainPID(ctx, pidfd, written)
 	if errors.Is(err, handover.ErrNoMainPID) {
 		explain := ""
 		if c.unit != "" { // with Cgroup=user podman's messages are not in the unit's log
