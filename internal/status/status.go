@@ -65,7 +65,21 @@ var errNoConmon = errors.New("no conmon of this start runs")
 // Of returns the status of one unit, given every conmon that runs.
 func Of(u *manager.Unit, all []census.Conmon) Service {
 	file := u.Env(handover.EnvMainPIDFile)
-	return statusOf(u, all, census.ReadPID(cmp.Or(handover.UserDirOf(file), handover.Dir), file), census.Start.Verify)
+	s := statusOf(u, all, census.ReadPID(cmp.Or(handover.UserDirOf(file), handover.Dir), file), census.Start.Verify)
+	if record, err := handover.ReadRecord(u.Name); err == nil {
+		s.changed(u, record)
+	}
+	return s
+}
+
+// changed says so if what runs is not what the unit's files say now.
+func (s *Service) changed(u *manager.Unit, record handover.Record) {
+	if u.Origin.UID == 0 || record.UID == u.Origin.UID {
+		return
+	}
+	no := false
+	s.Agrees = &no
+	s.Problem = fmt.Sprintf("container %s still runs as UID %d: the unit's user has become %s since it was started; systemctl restart ends it", record.Container, record.UID, u.Origin.User)
 }
 
 // statusOf is Of, given what the hook told and census.Start.Verify.

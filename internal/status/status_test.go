@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"oci-mainpid-hook/internal/census"
+	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/terminal"
 )
@@ -179,5 +181,19 @@ func TestTableReplaced(t *testing.T) {
 		if got := strings.Count(b.String(), "conmon was replaced since (package upgrade)"); got != want {
 			t.Errorf("%v: %s", replaced, b.String())
 		}
+	}
+}
+
+// TestChanged: a unit whose user has changed since its start runs as the user before.
+func TestChanged(t *testing.T) {
+	u := &manager.Unit{Origin: dropin.Origin{User: "db", UID: 1001}}
+	var s Service
+	s.changed(u, handover.Record{UID: 1001, Container: "web"})
+	if s.Agrees != nil || s.Problem != "" {
+		t.Errorf("the same user: %+v", s)
+	}
+	s.changed(u, handover.Record{UID: 1000, Container: "web"})
+	if s.Agrees == nil || *s.Agrees || !strings.Contains(s.Problem, "container web still runs as UID 1000: the unit's user has become db") {
+		t.Errorf("another user: %+v", s)
 	}
 }

@@ -55,11 +55,15 @@ func (c changed) running() (n int) {
 	return n
 }
 
-// change gives the unit another file, and restarts the unit.
-func (c changed) change(text string) {
+// change gives the unit another file, and restarts the unit, after what is to be seen
+// before that.
+func (c changed) change(text string, before ...func()) {
 	c.t.Helper()
 	c.write(c.file, strings.ReplaceAll(text, "NAME", c.name[:len(c.name)-len(".service")]))
 	c.systemctl("daemon-reload")
+	for _, look := range before {
+		look()
+	}
 	c.systemctl("restart", c.name)
 	c.await("one container runs", soon, func() bool { return c.running() == 1 })
 }
@@ -73,7 +77,11 @@ func TestChangeWhileRunning(t *testing.T) {
 					u, other := m.user(), m.user()
 					other.useRuntime(runtime)
 					c := u.stubbornUnit(runtime, u, mode)
-					c.change(c.text + stopsSoon(other.name) + inMode(mode))
+					c.change(c.text+stopsSoon(other.name)+inMode(mode), func() {
+						if s := c.status(); !strings.Contains(s.Problem, "still runs as UID "+u.uid) {
+							c.t.Errorf("before the restart: %+v", s)
+						}
+					})
 					if mode != "service" { // there systemd ends what is in the unit
 						c.assertSaid(message.LeftOverEnded, `ended what was left of container [0-9a-f]{12} \(`+u.name+`\) of user `+u.uid+`, .* killed \d+ processes`, map[string]string{"_UID": "0"})
 					}
