@@ -277,6 +277,9 @@ func (d *deriver) delivery(serviceType string) (how dropin.Delivery, err error) 
 	// from conmon, so that it must still be there when conmon is verified.
 	old := d.systemdVersion > 0 && d.systemdVersion < openFileVersion
 	how.Handshake = !notifies || d.Options.Cgroup == dropin.User || old && sdnotify == "conmon"
+	// podman sends READY=1 itself once the runtime has run the hook; a container may
+	// send it as soon as it runs.
+	how.HookFirst = how.Kube || d.creates && (sdnotify == "conmon" || sdnotify == "healthy")
 	how.Pause = d.starts
 	how.OpenFile = d.systemdVersion >= openFileVersion && !unitfile.IsTemplate(d.Service) && len(d.sockets) == 0
 	return how, nil
