@@ -32,6 +32,8 @@ type Option struct {
 	// Joined is set.
 	At     unitfile.Word
 	Joined bool
+	// Start is where the option begins in the unit's line.
+	Start int
 }
 
 // Parse reads the arguments of a program. ok is false if the program is not
@@ -157,13 +159,13 @@ func (p *Podman) HidesOutput() bool {
 	case "run", "container run":
 		detach, long := p.Last("detach")
 		_, short := p.Last("d")
-		return short || long && !isFalse(detach)
+		return short || long && !IsFalse(detach)
 	}
 	return p.PlaysKube()
 }
 
-// isFalse reads the value of a switch as pflag does.
-func isFalse(value string) bool {
+// IsFalse reports whether the value of a switch turns it off, as pflag reads it.
+func IsFalse(value string) bool {
 	on, err := strconv.ParseBool(value)
 	return err == nil && !on
 }
@@ -198,10 +200,10 @@ func options(words []unitfile.Word, switches map[string]bool, letters string) (f
 			// -dti, -eA=B, -e A=B: letters up to the first that takes a value.
 			for j := 1; j < len(w.Text); j++ {
 				if strings.IndexByte(letters, w.Text[j]) >= 0 {
-					found = append(found, Option{Name: w.Text[j : j+1], At: w, Joined: true})
+					found = append(found, Option{Name: w.Text[j : j+1], At: w, Joined: true, Start: w.Start})
 					continue
 				}
-				o := Option{Name: w.Text[j : j+1], Value: w.Text[j+1:], At: w, Joined: true}
+				o := Option{Name: w.Text[j : j+1], Value: w.Text[j+1:], At: w, Joined: true, Start: w.Start}
 				if o.Value == "" && i+1 < len(words) {
 					i++
 					o.Value, o.At, o.Joined = words[i].Text, words[i], false
@@ -212,7 +214,7 @@ func options(words []unitfile.Word, switches map[string]bool, letters string) (f
 			continue
 		}
 		name, value, joined := strings.Cut(long, "=")
-		o := Option{Name: name, Value: value, Joined: joined}
+		o := Option{Name: name, Value: value, Joined: joined, Start: w.Start}
 		switch {
 		case joined:
 			o.At = w
