@@ -165,6 +165,9 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 			d.starts = d.starts || p.StartsContainer()
 			if d.starts && p.CreatesContainer() {
 				d.creates = true
+				if name, _ := p.Last("name"); !strings.ContainsAny(name, "%$") {
+					d.containerName = name
+				}
 				d.setCgroups(&e, p)
 			}
 			if p.PlaysKube() {
@@ -413,6 +416,6 @@ var podmanCgroups = map[dropin.Cgroup]string{dropin.Mixed: "enabled", dropin.Ser
 var limitKeys = []string{
 	"CPUWeight", "CPUQuota", "AllowedCPUs", "AllowedMemoryNodes",
 	"MemoryMin", "MemoryLow", "MemoryHigh", "MemoryMax", "MemorySwapMax", "MemoryZSwapMax", "MemoryLimit",
-	"TasksMax", "IOWeight", "IOReadBandwidthMax", "IOWriteBandwidthMax", "IOReadIOPSMax", "IOWriteIOPSMax",
+	"Slice", "TasksMax", "IOWeight", "IOReadBandwidthMax", "IOWriteBandwidthMax", "IOReadIOPSMax", "IOWriteIOPSMax",
 	"IPAddressAllow", "IPAddressDeny", "DeviceAllow", "DevicePolicy", "SocketBindAllow", "SocketBindDeny", "RestrictNetworkInterfaces",
 }

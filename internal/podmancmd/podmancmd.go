@@ -19,6 +19,7 @@ type Podman struct {
 	VerbStart, VerbEnd int
 
 	global, options []Option
+	arguments       []unitfile.Word
 }
 
 // Option is an option as it is given. A short one, such as -v or a -d of -dti, has
@@ -55,7 +56,7 @@ func Parse(program string, args []unitfile.Word) (p Podman, ok bool) {
 		p.Verb, p.VerbEnd = p.Verb+" "+args[0].Text, args[0].End
 		args = args[1:]
 	}
-	p.options, _ = options(args, switches, "diPqt")
+	p.options, p.arguments = options(args, switches, "diPqt")
 	return p, true
 }
 
@@ -86,6 +87,15 @@ func throughEnv(args []unitfile.Word) (program string, rest []unitfile.Word) {
 // Last returns the value that counts of an option of the subcommand, which is
 // the last one, and whether it is given at all.
 func (p *Podman) Last(name string) (string, bool) { return last(p.options, name) }
+
+// Arguments returns what comes behind the options, such as the image or the kube file.
+func (p *Podman) Arguments() []string {
+	texts := make([]string, len(p.arguments))
+	for i, w := range p.arguments {
+		texts[i] = w.Text
+	}
+	return texts
+}
 
 // Global is Last for an option of podman itself, which comes before the
 // subcommand.
