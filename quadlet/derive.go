@@ -74,12 +74,15 @@ type deriver struct {
 }
 
 func (d *deriver) derive(programs dropin.Programs) error {
+	if home := d.unit.Get("Service", "ProtectHome"); home != "" && !isFalse(home) {
+		return fmt.Errorf("ProtectHome=%s keeps podman from its storage in %s and from %s; write ProtectHome=no", home, d.Account.Home, d.Account.RuntimeDir())
+	}
 	if err := d.readExec(); err != nil {
 		return err
 	}
-	if d.isQuadletOneshot() {
-		// A volume, a network, an image, a build, or a job that ends: podman itself
-		// is the main process.
+	d.adviseHome()
+	if d.isOneshot() {
+		// podman itself is the main process.
 		d.dropin.AsUser(d.Account)
 		if d.creates {
 			d.delegate()
@@ -141,7 +144,9 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 		p, isPodman := podmancmd.Parse(c.Path.Text, c.Arguments())
 		// podman generate systemd writes ExecStartPre=/bin/rm -f %t/….
 		if !c.AsRoot() && (isPodman || filepath.Base(c.Path.Text) == "rm") {
-			moveRuntimeDir(&e, line, c.Path.Start, c.End(), d.Account.RuntimeDir())
+			d.moveSpecifiers(&e, line, c.Path.Start, c.End(), d.dropPIDFile(&e, p))
+		} else if !c.AsRoot() && hasHome(line[c.Path.Start:c.End()]) {
+			d.warn("%s=%s: %%h is root's home here; write %s", key, unitfile.Clip(line), d.Account.Home)
 		}
 		if !isPodman {
 			if d.Options.Cgroup == dropin.Mixed && !c.AsRoot() && strings.Contains(line[c.Path.End:c.End()], "podman exec") {
@@ -151,6 +156,8 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 		}
 		if c.AsRoot() {
 			d.warn("%s=%s: the prefix %s runs this podman as root, not as %s", key, unitfile.Clip(line), c.Prefix, d.Account.Name)
+		} else if key == "ExecStart" || key == "ExecStartPre" {
+			d.advisePaths(key, p, line[c.Path.Start:c.End()])
 		}
 		switch {
 		case key == "ExecStart":
@@ -158,14 +165,22 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 			d.starts = d.starts || p.StartsContainer()
 			if d.starts && p.CreatesContainer() {
 				d.creates = true
+				if name, _ := p.Last("name"); !strings.ContainsAny(name, "%$") {
+					d.containerName = name
+				}
 				d.setCgroups(&e, p)
+			}
+			if p.PlaysKube() {
+				if err := addServiceContainer(&e, p); err != nil {
+					return "", err
+				}
 			}
 			d.setLogDriver(&e, p)
 		case p.CreatesContainer() && !p.StartsContainer():
 			d.creates = true
 			d.setCgroups(&e, p)
 			d.setLogDriver(&e, p)
-		case p.StartsContainer() && !d.isQuadletOneshot():
+		case p.StartsContainer() && !d.isOneshot():
 			// Another container than the unit's: the hook is to leave it alone.
 			wrap(&e, line, c, "/usr/bin/env", "-u "+handover.EnvMainPIDFile+" -u "+handover.EnvResultFile)
 		case p.EntersContainer() && d.Options.Cgroup == dropin.Mixed && !c.AsRoot():
@@ -180,23 +195,10 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 	return e.Apply(line), nil
 }
 
-// moveRuntimeDir replaces the specifier %t in line[start:end] by dir. In the
-// system manager %t is /run, where a user can create nothing.
-func moveRuntimeDir(e *unitfile.Edits, line string, start, end int, dir string) {
-	for i := start; i+1 < end; i++ {
-		if line[i] != '%' {
-			continue
-		}
-		if line[i+1] == 't' {
-			e.Replace(i, i+2, dir)
-		}
-		i++ // %% and every other specifier
-	}
-}
-
-// isQuadletOneshot reports whether the unit needs no main PID.
-func (d *deriver) isQuadletOneshot() bool {
-	return d.madeByQuadlet && d.unit.Get("Service", "Type") == "oneshot"
+// isOneshot reports whether the unit needs no main PID: a volume, a network, an image,
+// a build, or a job that ends.
+func (d *deriver) isOneshot() bool {
+	return d.unit.Get("Service", "Type") == "oneshot"
 }
 
 // setCgroups makes podman put the container where the mode says.
@@ -229,6 +231,37 @@ func (d *deriver) setCgroups(e *unitfile.Edits, p podmancmd.Podman) {
 	}
 }
 
+// addServiceContainer has podman kube play make the service container, which stands
+// for all pods: its conmon is the unit's main process.
+func addServiceContainer(e *unitfile.Edits, p podmancmd.Podman) error {
+	value, given := p.Last("service-container")
+	if !given {
+		e.Replace(p.VerbEnd, p.VerbEnd, " --service-container=true")
+	} else if podmancmd.IsFalse(value) {
+		return errors.New("no container stands for all pods; write --service-container=true")
+	}
+	return nil
+}
+
+// dropPIDFile has podman write no file for PIDFile=, which the unit loses: nobody
+// would remove that file. It returns the parts of the line that go.
+func (d *deriver) dropPIDFile(e *unitfile.Edits, p podmancmd.Podman) (removed []span) {
+	path := d.unit.Get("Service", "PIDFile")
+	if path == "" || d.isOneshot() {
+		return nil
+	}
+	for _, name := range []string{"conmon-pidfile", "infra-conmon-pidfile"} {
+		for _, o := range p.All(name) {
+			if o.Value == path {
+				// With the space before it.
+				e.Replace(o.Start-1, o.At.End, "")
+				removed = append(removed, span{o.Start - 1, o.At.End})
+			}
+		}
+	}
+	return removed
+}
+
 // setLogDriver has the container's output go to the journal, unless the unit's author
 // chose where it goes. Without it podman writes to a file, which --rm removes, if the
 // user may not read the journal.
@@ -254,8 +287,6 @@ func wrap(e *unitfile.Edits, line string, c unitfile.Command, program, args stri
 // delivery chooses how the PID travels, and refuses what cannot work.
 func (d *deriver) delivery(serviceType string) (how dropin.Delivery, err error) {
 	switch serviceType {
-	case "oneshot":
-		return how, errors.New("Type=oneshot has no main process that outlives podman; for a service that keeps running write Type=exec")
 	case "dbus", "idle":
 		return how, fmt.Errorf("Type=%s is not supported; write Type=notify with podman run --sdnotify=conmon, or Type=exec", serviceType)
 	}
@@ -277,6 +308,9 @@ func (d *deriver) delivery(serviceType string) (how dropin.Delivery, err error) 
 	// from conmon, so that it must still be there when conmon is verified.
 	old := d.systemdVersion > 0 && d.systemdVersion < openFileVersion
 	how.Handshake = !notifies || d.Options.Cgroup == dropin.User || old && sdnotify == "conmon"
+	// podman sends READY=1 itself once the runtime has run the hook; a container may
+	// send it as soon as it runs.
+	how.HookFirst = how.Kube || d.creates && (sdnotify == "conmon" || sdnotify == "healthy")
 	how.Pause = d.starts
 	how.OpenFile = d.systemdVersion >= openFileVersion && !unitfile.IsTemplate(d.Service) && len(d.sockets) == 0
 	return how, nil
@@ -345,7 +379,7 @@ func (d *deriver) advise() {
 	switch {
 	case !d.starts:
 		d.warn("ExecStart= is not a podman that starts a container, so --cgroups= was left as it is; Cgroup=%s needs podman run --cgroups=%s", d.Options.Cgroup, podmanCgroups[d.Options.Cgroup])
-	case d.main.Verb == "start" || d.main.Verb == "container start":
+	case (d.main.Verb == "start" || d.main.Verb == "container start") && !d.creates:
 		d.warn("podman start keeps the --cgroups= that the container was created with; Cgroup=%s needs %s", d.Options.Cgroup, podmanCgroups[d.Options.Cgroup])
 	}
 	if !d.removes {
@@ -382,6 +416,6 @@ var podmanCgroups = map[dropin.Cgroup]string{dropin.Mixed: "enabled", dropin.Ser
 var limitKeys = []string{
 	"CPUWeight", "CPUQuota", "AllowedCPUs", "AllowedMemoryNodes",
 	"MemoryMin", "MemoryLow", "MemoryHigh", "MemoryMax", "MemorySwapMax", "MemoryZSwapMax", "MemoryLimit",
-	"TasksMax", "IOWeight", "IOReadBandwidthMax", "IOWriteBandwidthMax", "IOReadIOPSMax", "IOWriteIOPSMax",
+	"Slice", "TasksMax", "IOWeight", "IOReadBandwidthMax", "IOWriteBandwidthMax", "IOReadIOPSMax", "IOWriteIOPSMax",
 	"IPAddressAllow", "IPAddressDeny", "DeviceAllow", "DevicePolicy", "SocketBindAllow", "SocketBindDeny", "RestrictNetworkInterfaces",
 }

@@ -17,7 +17,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the golden files")
 
 var (
-	web          = account.Account{Name: "web", UID: 1000}
+	web          = account.Account{Name: "web", UID: 1000, GID: 1000, Home: "/srv/web"}
 	testPrograms = dropin.Programs{OCIMainPID: "/usr/bin/oci-mainpid", NotifyMainPID: "/usr/libexec/oci-mainpid/notify-mainpid"}
 )
 
@@ -89,9 +89,32 @@ ExecStopPost=+/usr/bin/podman rm -f -i web
 		{name: "created first, started then", text: `ExecStartPre=/usr/bin/podman create --replace --name web --cgroups=split localhost/web
 ExecStart=/usr/bin/podman start web
 ExecStop=/usr/bin/podman stop web
-`, warnings: []string{"podman start keeps"}},
+`},
+		{name: "started only", text: "ExecStart=/usr/bin/podman start web\nExecStop=/usr/bin/podman stop web\n", warnings: []string{"podman start keeps"}},
+		{name: "specifiers", text: `Type=notify
+NotifyAccess=all
+EnvironmentFile=%h/env
+WorkingDirectory=/srv/%%h
+ExecStartPre=/bin/mkdir -p %h/data
+ExecStart=/usr/bin/podman run -d --sdnotify=conmon --userns=keep-id:uid=%U,gid=%G -v "%h/data:/data" -v %S/web:/state --env=A=%%h --label=%u localhost/web
+ExecStop=/usr/bin/podman rm -f -i web
+`, warnings: []string{"ExecStartPre=/bin/mkdir -p %h/data: %h is root's home here; write /srv/web", "EnvironmentFile=%h/env: %h is root's home here; write /srv/web"}},
+		{name: "podman's socket", text: "Type=notify\nNotifyAccess=all\nExecStart=podman run -d --sdnotify=conmon -v %t/podman/podman.sock:/s localhost/web\nExecStop=podman stop web\n",
+			warnings: []string{"type once: cd / && runuser -u web -- env HOME=/srv/web XDG_RUNTIME_DIR=/run/user/1000 systemctl --user enable --now podman.socket"}},
+		{name: "root's socket of podman", text: "Type=notify\nNotifyAccess=all\nExecStart=podman run -d --sdnotify=conmon -v /run/podman/podman.sock:/s localhost/web\nExecStop=podman stop web\n",
+			warnings: []string{"web may not open it; write %t/podman/podman.sock"}},
+		{name: "a network made by hand", text: "Type=notify\nNotifyAccess=all\nExecStart=podman run -d --sdnotify=conmon --network=host --network front:ip=10.0.0.2 localhost/web\nExecStop=podman stop web\n",
+			warnings: []string{"the network front must be there for web; type once: cd / && runuser -u web -- env HOME=/srv/web XDG_RUNTIME_DIR=/run/user/1000 podman network create --ignore front; or write front.network"}},
+		{name: "Quadlet networks", quadlet: true, text: "[X-Container]\nNetwork=back.network\nNetwork=front\n[Service]\nType=notify\nNotifyAccess=all\nExecStart=podman run -d --sdnotify=conmon --network systemd-back --network=front localhost/web\nExecStop=podman stop web\n",
+			warnings: []string{"the network front must be there"}},
+		{name: "files below run", text: "Type=notify\nNotifyAccess=all\nRuntimeDirectory=web\nExecStart=podman run -d --sdnotify=conmon --cidfile=/run/web/cid --conmon-pidfile=/run/web.pid localhost/web\nExecStop=podman stop web\n",
+			warnings: []string{"--conmon-pidfile=/run/web.pid: web can create nothing in /run; write %t/web.pid"}},
+		{name: "kube by hand", text: "Type=notify\nNotifyAccess=all\nExecStart=/usr/bin/podman play kube --replace /k.yaml\nExecStop=/usr/bin/podman play kube --down /k.yaml\n"},
+		{name: "a job by hand", text: "Type=oneshot\nExecStart=/usr/bin/podman run --rm --cgroups=split -v %h/a:/a localhost/job\nExecStartPost=/usr/bin/true\n"},
+		{name: "a job by hand that remains", text: "Type=oneshot\nRemainAfterExit=yes\nExecStart=/usr/bin/podman-compose up -d\nExecStop=/usr/bin/podman-compose down\n"},
 		{name: "a wrapper", text: "ExecStart=/usr/local/bin/run-web %t\n", warnings: []string{"--cgroups= was left", "neither ExecStop="}},
 		{name: "limits", text: "Type=notify\nNotifyAccess=all\nMemoryMax=1G\nCPUQuota=50%\n" + detached, warnings: []string{"CPUQuota= MemoryMax= in [Service]"}},
+		{name: "a slice", text: "Type=notify\nNotifyAccess=all\nSlice=web.slice\n" + detached, warnings: []string{"Slice= in [Service] does not bind the container"}},
 		{name: "limits that bind", text: "Type=notify\nNotifyAccess=all\nMemoryMax=1G\n" + detached, cgroup: dropin.Service},
 		{name: "health checks in the unit's control group", text: "Type=notify\nNotifyAccess=all\nExecStart=podman run -d --health-cmd true localhost/web\nExecStop=podman stop web\n", cgroup: dropin.Service, warnings: []string{"health checks"}},
 		{name: "health checks by runc in the unit's control group", text: "Type=notify\nNotifyAccess=all\nExecStart=podman --runtime=runc run -d --sdnotify=healthy --health-cmd true localhost/web\nExecStop=podman stop web\n", cgroup: dropin.Service},
@@ -172,7 +195,8 @@ func TestDeriveRefuses(t *testing.T) {
 		{"a prefix of other units' names", "web-.service", detached, dropin.Mixed, "would change every unit whose name begins with \"web-\""},
 		{"no section", "web.service", "[Unit]\nDescription=x\n", dropin.Mixed, "no [Service] section"},
 		{"no command", "web.service", "[Service]\nExecStart=podman run x\nExecStart=\n", dropin.Mixed, "no ExecStart="},
-		{"a job", "web.service", "[Service]\nType=oneshot\n" + detached, dropin.Mixed, "Type=oneshot"},
+		{"a hidden home", "web.service", "[Service]\nProtectHome=read-only\n" + detached, dropin.Mixed, "ProtectHome=read-only keeps podman from its storage in /srv/web and from /run/user/1000; write ProtectHome=no"},
+		{"kube without a service container", "web.service", notify + "ExecStart=podman kube play --service-container=false x\n", dropin.Mixed, "write --service-container=true"},
 		{"a bus name", "web.service", "[Service]\nType=dbus\n" + detached, dropin.Mixed, "Type=dbus"},
 		{"an open quote", "web.service", "[Service]\nExecStart=podman run \"x\n", dropin.Mixed, "unbalanced quotes"},
 		{"the container notifies from the user's control group", "web.service", notify + "ExecStart=podman run -d --sdnotify=container x\n", dropin.User, "READY=1 would be lost"},

@@ -37,11 +37,16 @@ type Decision struct {
 	Dropin *dropin.Dropin
 	// Warnings do not keep the service from starting.
 	Warnings []string
+	// SameContainer is another service of the user whose container has the same name:
+	// each start removes the other's container.
+	SameContainer string
 	// Repeated are the settings that the drop-in gives again, so that later changes
 	// of them in the unit have no effect.
 	Repeated []string
 
 	maker dropin.Maker
+	// containerName is that of the container, if the file gives one.
+	containerName string
 }
 
 // origin is the record of the decision in its drop-in.
@@ -420,6 +425,7 @@ func (p *Planner) add(plan *Plan, members map[string]*member, foreign map[string
 			d.refuse(p.Programs)
 		}
 	})
+	compareContainers(chosen)
 	for _, m := range chosen {
 		if err := checkServiceName(m.Name); err != nil {
 			// A refusal would change other units, too.
@@ -429,6 +435,31 @@ func (p *Planner) add(plan *Plan, members map[string]*member, foreign map[string
 		plan.Decisions = append(plan.Decisions, m.decision)
 		if m.decision.Err == nil {
 			p.step(m.Name, "%s: user %s, UID %d, Cgroup=%s", m.Source, m.decision.Account.Name, m.decision.Account.UID, m.decision.Options.Cgroup)
+		}
+	}
+}
+
+// compareContainers warns of services of one user whose containers have one name.
+func compareContainers(members []*member) {
+	type container struct {
+		uid  int
+		name string
+	}
+	first := map[container]*Decision{}
+	for _, m := range members {
+		d := m.decision
+		if d.Err != nil || d.containerName == "" {
+			continue
+		}
+		key := container{d.Account.UID, d.containerName}
+		other := first[key]
+		if other == nil {
+			first[key] = d
+			continue
+		}
+		for _, pair := range [][2]*Decision{{d, other}, {other, d}} {
+			pair[0].SameContainer = pair[1].Service
+			pair[0].Warnings = append(pair[0].Warnings, fmt.Sprintf("its container has the name %s, as that of %s has: each start removes the other's container; write another ContainerName=", d.containerName, pair[1].Service))
 		}
 	}
 }

@@ -447,3 +447,26 @@ func TestComplaint(t *testing.T) {
 		}
 	}
 }
+
+// TestOneContainerName: two units of one user whose containers have one name are told
+// of each other; those of two users, and a name for each instance, are well.
+func TestOneContainerName(t *testing.T) {
+	name := func(service, user, container string) *member {
+		return &member{decision: &Decision{Service: service, Account: account.Account{Name: user, UID: len(user)}, containerName: container}}
+	}
+	web, api, db, bare := name("web.service", "web", "x"), name("api.service", "web", "x"), name("db.service", "db", "x"), name("bare.service", "web", "")
+	compareContainers([]*member{web, api, db, bare})
+	if web.decision.SameContainer != "api.service" || api.decision.SameContainer != "web.service" || len(web.decision.Warnings) != 1 ||
+		!strings.Contains(web.decision.Warnings[0], "the name x, as that of api.service has") {
+		t.Errorf("%+v, %+v", web.decision, api.decision)
+	}
+	if db.decision.Warnings != nil || bare.decision.Warnings != nil {
+		t.Errorf("%+v, %+v", db.decision, bare.decision)
+	}
+	for text, want := range map[string]string{"--name web ": "web", "--name=web-%i ": "", "": ""} {
+		d, err := deriveText(t, "web.service", "Type=notify\nExecStart=podman run -d --sdnotify=conmon "+text+"x\nExecStop=podman rm -f x\n", true, "", 257)
+		if err != nil || d.containerName != want {
+			t.Errorf("%s: %q, %v", text, d.containerName, err)
+		}
+	}
+}

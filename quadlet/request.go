@@ -79,6 +79,15 @@ func isTrue(v string) bool {
 	return false
 }
 
+// isFalse reads a boolean, systemd.syntax(7).
+func isFalse(v string) bool {
+	switch strings.ToLower(v) {
+	case "0", "no", "n", "false", "f", "off":
+		return true
+	}
+	return false
+}
+
 // misspelling returns an error for a section or key that nobody reads but that is
 // meant to say as whom the unit runs, or how: without it the container would
 // silently be root's.

@@ -1,6 +1,7 @@
 package quadlet
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 
@@ -9,18 +10,26 @@ import (
 	"oci-mainpid-hook/internal/unitfile"
 )
 
-func TestMoveRuntimeDir(t *testing.T) {
+func TestMoveSpecifiers(t *testing.T) {
 	for _, test := range []struct{ line, want string }{
 		{"podman run --cidfile=%t/%N.cid", "podman run --cidfile=/run/user/7/%N.cid"},
 		{"podman %%t %%%t %t%t %", "podman %%t %%/run/user/7 /run/user/7/run/user/7 %"},
 		{`podman "%t/a b" '%t'`, `podman "/run/user/7/a b" '/run/user/7'`},
 		{"podman 100%", "podman 100%"},
+		{"podman %h/a %%h %u %U %G %S %E %D", "podman /home/web/a %%h web 7 8 %S %E %D"},
 	} {
 		var e unitfile.Edits
-		moveRuntimeDir(&e, test.line, 0, len(test.line), "/run/user/7")
-		if got := e.Apply(test.line); got != test.want {
-			t.Errorf("%s: got %s, want %s", test.line, got, test.want)
+		d := deriver{Decision: &Decision{Account: account.Account{Name: "web", UID: 7, GID: 8, Home: "/home/web"}}}
+		d.moveSpecifiers(&e, test.line, 0, len(test.line), nil)
+		if got := e.Apply(test.line); got != test.want || d.Warnings != nil {
+			t.Errorf("%s: got %s, want %s; %q", test.line, got, test.want, d.Warnings)
 		}
+	}
+	d := deriver{Decision: &Decision{Account: account.Account{Name: "web", UID: 7, Home: "/home/a b"}}}
+	var e unitfile.Edits
+	d.moveSpecifiers(&e, "podman %h", 0, 9, nil)
+	if e != nil || len(d.Warnings) != 1 || !strings.Contains(d.Warnings[0], "%h is root's; write /home/a b") {
+		t.Errorf("a home that would need quotes: %v, %q", e, d.Warnings)
 	}
 }
 
@@ -63,13 +72,13 @@ func FuzzRewrite(f *testing.F) {
 		if err != nil {
 			return // systemd refuses it, too
 		}
-		was, is := flatten(t, line), flatten(t, strings.Replace(got, " --log-driver=journald", "", 1))
+		was, is := flatten(t, line), flatten(t, strings.NewReplacer(" --log-driver=journald", "", " --service-container=true", "").Replace(got))
 		if len(is) != len(was) {
 			t.Fatalf("%q became %q", line, got)
 		}
 		for i := range was {
 			a, b := was[i], is[i]
-			if a != b && !strings.Contains(a, "%t") && !strings.Contains(a, "split") {
+			if a != b && !regexp.MustCompile("%[tuUG]").MatchString(a) && !strings.Contains(a, "split") {
 				t.Errorf("%q became %q", a, b)
 			}
 		}

@@ -193,11 +193,21 @@ func wait(c config, files *handover.Handover) (int, error) {
 	defer signal.Stop(written)
 	pid, err := files.MainPID(ctx, pidfd, written)
 	if errors.Is(err, handover.ErrNoMainPID) {
-		explain := ""
-		if c.unit != "" { // with Cgroup=user podman's messages are not in the unit's log
-			explain = " (oci-mainpid explain " + c.unit + ")"
-		}
-		err = failure{exitNoPID, fmt.Errorf("%w; if podman's own messages%s do not say why: does podman run the hook (oci-mainpid-hook.json in a hooks_dir of containers.conf(5)), and does the unit set %s?", err, explain, handover.EnvMainPIDFile)}
+		err = failure{exitNoPID, fmt.Errorf("%w; %s", err, c.adviceNoPID(err))}
 	}
 	return pid, err
+}
+
+// adviceNoPID says what to look at where no PID came.
+func (c config) adviceNoPID(err error) string {
+	unit := c.unit
+	if unit == "" {
+		unit = "UNIT"
+	}
+	advice := "no hook ran, or it did not find this unit: type oci-mainpid check " + unit
+	if errors.Is(err, handover.ErrPodmanEnded) {
+		// With Cgroup=user podman's messages are not in the unit's log.
+		advice = "if podman's own messages (oci-mainpid explain " + unit + ") do not say why, " + advice
+	}
+	return advice
 }

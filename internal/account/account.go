@@ -21,7 +21,7 @@ import (
 // Account is a user that may run containers.
 type Account struct {
 	Name        string
-	UID         int
+	UID, GID    int
 	Home, Shell string // as in passwd(5)
 }
 
@@ -138,7 +138,7 @@ func (a *Accounts) lookup(ctx context.Context, nameOrUID string) (Account, error
 	if u.Uid == 0 {
 		return Account{}, fmt.Errorf("user %q %w", nameOrUID, ErrRoot)
 	}
-	account := Account{Name: u.Name, UID: u.Uid, Home: u.Home, Shell: u.Shell}
+	account := Account{Name: u.Name, UID: u.Uid, GID: u.Gid, Home: u.Home, Shell: u.Shell}
 	if a.subordinateIDsElsewhere() {
 		return account, nil
 	}

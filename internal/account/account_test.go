@@ -21,7 +21,7 @@ func write(t *testing.T, path, text string) {
 }
 
 func TestLookup(t *testing.T) {
-	web := Account{"web", 1000, "/home/web", "/bin/sh"}
+	web := Account{"web", 1000, 1000, "/home/web", "/bin/sh"}
 	tests := []struct {
 		name, user string
 		want       Account
@@ -30,7 +30,7 @@ func TestLookup(t *testing.T) {
 	}{
 		{"by name", "web", web, nil, ""},
 		{"by UID", "1000", web, nil, ""},
-		{"subordinate IDs by UID", "byuid", Account{"byuid", 1004, "/home/byuid", "/bin/sh"}, nil, ""},
+		{"subordinate IDs by UID", "byuid", Account{"byuid", 1004, 1004, "/home/byuid", "/bin/sh"}, nil, ""},
 		{"unknown name", "nobodyhere", Account{}, ErrUnknown, `user "nobodyhere" does not exist`},
 		{"unknown UID", "4711", Account{}, ErrUnknown, `user "4711" does not exist`},
 		{"no name", "", Account{}, ErrUnknown, ""},
@@ -40,8 +40,8 @@ func TestLookup(t *testing.T) {
 		{"root", "root", Account{}, ErrRoot, ""},
 		{"root by UID", "0", Account{}, ErrRoot, ""},
 		{"root by UID, spelt long", "000", Account{}, ErrRoot, ""},
-		{"neither user nor group IDs", "bare", Account{"bare", 1002, "/home/bare", "/bin/sh"}, new(NoIDsError), "usermod --add-subuids 365536-431071 --add-subgids 365536-431071 bare"},
-		{"no group IDs", "half", Account{"half", 1003, "/home/half", "/bin/sh"}, new(NoIDsError), "usermod --add-subgids 365536-431071 half"},
+		{"neither user nor group IDs", "bare", Account{"bare", 1002, 1002, "/home/bare", "/bin/sh"}, new(NoIDsError), "usermod --add-subuids 365536-431071 --add-subgids 365536-431071 bare"},
+		{"no group IDs", "half", Account{"half", 1003, 1003, "/home/half", "/bin/sh"}, new(NoIDsError), "usermod --add-subgids 365536-431071 half"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

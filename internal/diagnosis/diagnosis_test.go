@@ -264,9 +264,11 @@ func TestUnits(t *testing.T) {
 		"a --module of the container's": {func(u *UnitFacts) {
 			u.Unit.Start[0].Arguments = []string{"podman", "run", "--cgroups=enabled", "img", "app", "--module"}
 		}, "hook", OK, "", ""},
-		"a module":           {func(u *UnitFacts) { u.Unit.Start[0].Arguments = []string{"podman", "--module=x", "run"} }, "hook", Warn, "--module", ""},
-		"a limit":            {func(u *UnitFacts) { u.Limits = []string{"MemoryMax="} }, "limits", Warn, "MemoryMax= in the unit does not bind", "--cgroup=service"},
-		"a limit that binds": {func(u *UnitFacts) { u.Limits, u.Unit.Origin.Options.Cgroup = []string{"MemoryMax="}, dropin.Service }, "limits", OK, "MemoryMax= bind", ""},
+		"a module":                         {func(u *UnitFacts) { u.Unit.Start[0].Arguments = []string{"podman", "--module=x", "run"} }, "hook", Warn, "--module", ""},
+		"one container name for two units": {func(u *UnitFacts) { u.Dropin.Planned.SameContainer = "api.service" }, "needs", Warn, "api.service has the same", "ContainerName="},
+		"a need":                           {func(u *UnitFacts) { u.Needs = []Need{{"port 80/tcp is in use", "see"}} }, "needs", Fail, "port 80/tcp is in use", "see"},
+		"a limit":                          {func(u *UnitFacts) { u.Limits = []string{"MemoryMax="} }, "limits", Warn, "MemoryMax= in the unit does not bind", "--cgroup=service"},
+		"a limit that binds":               {func(u *UnitFacts) { u.Limits, u.Unit.Origin.Options.Cgroup = []string{"MemoryMax="}, dropin.Service }, "limits", OK, "MemoryMax= bind", ""},
 		"one that would": {func(u *UnitFacts) {
 			u.Limits, u.Offered = []string{"MemoryMax="}, []string{"cpu"}
 			u.Controllers = u.Offered

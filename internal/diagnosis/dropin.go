@@ -125,6 +125,9 @@ func limitSettings(u *manager.Unit, defaultTasksMax uint64) []string {
 			set = append(set, l.name+"=")
 		}
 	}
+	if slice := u.Properties.String("Slice"); slice != "" && !strings.HasPrefix(slice, "system") {
+		set = append(set, "Slice=")
+	}
 	for _, name := range []string{
 		"IOReadBandwidthMax", "IOWriteBandwidthMax", "IOReadIOPSMax", "IOWriteIOPSMax",
 		"IPAddressAllow", "IPAddressDeny", "DeviceAllow",

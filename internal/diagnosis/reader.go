@@ -38,6 +38,8 @@ type Reader struct {
 	accounts  *account.Accounts
 	tasksMax  uint64
 	conmons   func() (census.Census, error)
+	// listening is the function of that name, asked once.
+	listening func() map[string]bool
 	// removesIPC is manager.RemovesIPC, asked once.
 	removesIPC func() bool
 }
@@ -53,6 +55,7 @@ func NewReader(ctx context.Context, m *manager.Manager) (*Reader, error) {
 		return nil, err
 	}
 	r.conmons = sync.OnceValues(func() (census.Census, error) { return census.Take(ctx, nil, conmonbridge.Executables) })
+	r.listening = sync.OnceValue(listening)
 	r.removesIPC = sync.OnceValue(func() bool { return manager.RemovesIPC(ctx) })
 	r.readMachine(ctx)
 	if processes, err := r.conmons(); err != nil {
@@ -315,6 +318,7 @@ func (r *Reader) Unit(ctx context.Context, name string) UnitFacts {
 	} else {
 		u.SharedIDs, u.FreeIDs = r.accounts.SharesIDsWith(u.Account), r.accounts.FreeIDs()
 		r.readUser(ctx, &u)
+		r.readNeeds(ctx, &u)
 	}
 	processes, _ := r.conmons() // none, if there is an error
 	if executables := u.Unit.Conmon(); !slices.Equal(executables, conmonbridge.Executables) {

@@ -55,6 +55,8 @@ type UnitFacts struct {
 
 	// Limits are the settings of the unit that limit what it uses.
 	Limits []string
+	// Needs are what a start needs and lacks.
+	Needs []Need
 	// Offered are the controllers that the kernel offers to all.
 	Offered []string
 
@@ -86,6 +88,7 @@ func (u UnitFacts) Points() []Point {
 	u.settings(p)
 	u.hook(p)
 	u.limits(p)
+	u.needs(p)
 	u.mainPID(p)
 	return p.list
 }

@@ -199,6 +199,8 @@ type Delivery struct {
 	Pause bool
 	// Kube: the main process must be the service container's conmon.
 	Kube bool
+	// HookFirst: the hook has run before systemd runs ExecStartPost=.
+	HookFirst bool
 }
 
 // MainPID has notify-mainpid make conmon the unit's main process. postStart and
@@ -242,6 +244,9 @@ func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart,
 		// The helper starts beside podman, which may have an image to pull
 		// first: TimeoutStartSec= bounds that.
 		notify += " --timeout=infinity"
+	} else if how.HookFirst {
+		// What is not in the file by now will not come.
+		notify += " --timeout=5s"
 	}
 	d.Set("ExecStartPre", prepare+operands)
 	d.setFirst("ExecStartPost", notify+operands, postStart)

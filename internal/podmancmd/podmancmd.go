@@ -19,6 +19,7 @@ type Podman struct {
 	VerbStart, VerbEnd int
 
 	global, options []Option
+	arguments       []unitfile.Word
 }
 
 // Option is an option as it is given. A short one, such as -v or a -d of -dti, has
@@ -32,6 +33,8 @@ type Option struct {
 	// Joined is set.
 	At     unitfile.Word
 	Joined bool
+	// Start is where the option begins in the unit's line.
+	Start int
 }
 
 // Parse reads the arguments of a program. ok is false if the program is not
@@ -53,7 +56,7 @@ func Parse(program string, args []unitfile.Word) (p Podman, ok bool) {
 		p.Verb, p.VerbEnd = p.Verb+" "+args[0].Text, args[0].End
 		args = args[1:]
 	}
-	p.options, _ = options(args, switches, "diPqt")
+	p.options, p.arguments = options(args, switches, "diPqt")
 	return p, true
 }
 
@@ -84,6 +87,15 @@ func throughEnv(args []unitfile.Word) (program string, rest []unitfile.Word) {
 // Last returns the value that counts of an option of the subcommand, which is
 // the last one, and whether it is given at all.
 func (p *Podman) Last(name string) (string, bool) { return last(p.options, name) }
+
+// Arguments returns what comes behind the options, such as the image or the kube file.
+func (p *Podman) Arguments() []string {
+	texts := make([]string, len(p.arguments))
+	for i, w := range p.arguments {
+		texts[i] = w.Text
+	}
+	return texts
+}
 
 // Global is Last for an option of podman itself, which comes before the
 // subcommand.
@@ -157,13 +169,13 @@ func (p *Podman) HidesOutput() bool {
 	case "run", "container run":
 		detach, long := p.Last("detach")
 		_, short := p.Last("d")
-		return short || long && !isFalse(detach)
+		return short || long && !IsFalse(detach)
 	}
 	return p.PlaysKube()
 }
 
-// isFalse reads the value of a switch as pflag does.
-func isFalse(value string) bool {
+// IsFalse reports whether the value of a switch turns it off, as pflag reads it.
+func IsFalse(value string) bool {
 	on, err := strconv.ParseBool(value)
 	return err == nil && !on
 }
@@ -198,10 +210,10 @@ func options(words []unitfile.Word, switches map[string]bool, letters string) (f
 			// -dti, -eA=B, -e A=B: letters up to the first that takes a value.
 			for j := 1; j < len(w.Text); j++ {
 				if strings.IndexByte(letters, w.Text[j]) >= 0 {
-					found = append(found, Option{Name: w.Text[j : j+1], At: w, Joined: true})
+					found = append(found, Option{Name: w.Text[j : j+1], At: w, Joined: true, Start: w.Start})
 					continue
 				}
-				o := Option{Name: w.Text[j : j+1], Value: w.Text[j+1:], At: w, Joined: true}
+				o := Option{Name: w.Text[j : j+1], Value: w.Text[j+1:], At: w, Joined: true, Start: w.Start}
 				if o.Value == "" && i+1 < len(words) {
 					i++
 					o.Value, o.At, o.Joined = words[i].Text, words[i], false
@@ -212,7 +224,7 @@ func options(words []unitfile.Word, switches map[string]bool, letters string) (f
 			continue
 		}
 		name, value, joined := strings.Cut(long, "=")
-		o := Option{Name: name, Value: value, Joined: joined}
+		o := Option{Name: name, Value: value, Joined: joined, Start: w.Start}
 		switch {
 		case joined:
 			o.At = w

@@ -1,6 +1,7 @@
 package unitfile
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 )
@@ -109,7 +110,8 @@ func (e Edits) Apply(line string) string {
 	if len(e) == 0 {
 		return line
 	}
-	slices.SortStableFunc(e, func(a, b edit) int { return a.start - b.start })
+	// What is put in comes before what is taken away at the same place.
+	slices.SortStableFunc(e, func(a, b edit) int { return cmp.Or(a.start-b.start, a.end-b.end) })
 	var b strings.Builder
 	at := 0
 	for _, x := range e {

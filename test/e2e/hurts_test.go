@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"path"
 	"strings"
 	"testing"
 )
@@ -69,5 +70,95 @@ func TestEndsAtOnce(t *testing.T) {
 				})
 			}
 		}
+	})
+}
+
+// TestUsersPaths: what podman reads of a user's is the user's, and what a stopped unit
+// leaves in the user's runtime directory is nothing.
+func TestUsersPaths(t *testing.T) {
+	onStacks(t, func(m machine) {
+		u := m.user()
+		u.writeHome("data/file", "of the user's\n")
+		u.quadlets(map[string]string{
+			"NAME.container":     "[Container]\nImage=" + imageName + "\nPod=NAME.pod\nExec=" + sleeping + "\n" + owned,
+			"NAME.pod":           "[Pod]\n" + owned,
+			"NAME-two.container": "[Container]\nImage=" + imageName + "\nVolume=%h/data:/data\nNetwork=NAME-front\nEnvironment=UID=%U\nExec=" + sleeping + "\n" + owned,
+		})
+		m.subtest("home and network", func(m machine) {
+			n := u.in(m).quadletUnit("NAME-two.service", "systemd-NAME-two")
+			out := m.try("oci-mainpid", "generate", "--dry-run", path.Join(quadletDir, u.name, u.name+"-two.container"))
+			_, line, ok := strings.Cut(out.stderr, "type once: ")
+			line, _, _ = strings.Cut(line, "; or write")
+			if !ok || !strings.HasSuffix(line, " podman network create --ignore "+u.name+"-front") {
+				m.t.Fatalf("no warning of the network: %v", out)
+			}
+			m.systemctl("start", "user@"+u.uid)
+			m.shell(line)
+			n.start()
+			n.assertMainPIDIsConmon()
+			if got := n.podman("exec", n.container, "sh", "-c", "cat /data/file; echo $UID"); got != "of the user's\n"+u.uid {
+				m.t.Errorf("the container has %q", got)
+			}
+			n.stop()
+		})
+		m.subtest("a pod's pid file", func(m machine) {
+			n := u.in(m).quadletUnit("NAME-pod.service", "systemd-NAME-infra")
+			n.start()
+			n.assertMainPIDIsConmon()
+			n.stop()
+			if m.try("test", "-e", u.runtimeDir()+"/"+u.name+"-pod.pid").status == 0 {
+				m.t.Error("the pid file is left")
+			}
+		})
+	})
+}
+
+// TestByHand: units that no Quadlet made are served as they are written.
+func TestByHand(t *testing.T) {
+	const kube = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: NAME\nspec:\n  containers:\n  - name: a\n    image: " + imageName + "\n    command: [sh, -c, 'trap \"exit 0\" TERM; sleep 1000 & wait']\n"
+	onStacks(t, func(m machine) {
+		generate := func(m machine, u user, text string) unit {
+			n := unit{u.in(m), u.name + ".service", ""}
+			m.write(path.Join(unitDir, n.name), strings.ReplaceAll(text, "NAME", u.name))
+			n.cleanUp()
+			m.run("oci-mainpid", "generate", "--user="+u.name, path.Join(unitDir, n.name))
+			m.systemctl("daemon-reload")
+			return n
+		}
+		m.subtest("podman play kube without a service container", func(m machine) {
+			u := m.user().in(m)
+			m.write("/etc/"+u.name+".yaml", strings.ReplaceAll(kube, "NAME", u.name))
+			n := generate(m, u, "[Service]\nType=notify\nNotifyAccess=all\nTimeoutStartSec=5min\nExecStart=podman play kube --replace /etc/NAME.yaml\nExecStop=podman play kube --down /etc/NAME.yaml\n")
+			n.start()
+			n.container = n.serviceContainer()
+			n.assertMainPIDIsConmon()
+			n.stop()
+			n.assertGone()
+		})
+		m.subtest("a job", func(m machine) {
+			u := m.user().in(m)
+			n := generate(m, u, "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=podman run --rm --cgroups=split "+imageName+" echo done by the job\nExecStartPost=sh -c 'echo as $(id -un) with $XDG_RUNTIME_DIR'\n")
+			n.start()
+			n.assertState("active")
+			for _, want := range []string{"done by the job", "as " + u.name + " with " + u.runtimeDir()} {
+				if got := n.journal(n.name); strings.Count(got, want) != 1 {
+					m.t.Errorf("the journal has not once %q: %s", want, got)
+				}
+			}
+			n.stop()
+			n.assertGone()
+		})
+		m.subtest("podman generate systemd's pid file", func(m machine) {
+			u := m.user().in(m)
+			n := generate(m, u, "[Service]\nType=forking\nPIDFile=%t/NAME.pid\nExecStartPre=/bin/rm -f %t/NAME.pid %t/NAME.ctr-id\nExecStart=podman run --conmon-pidfile %t/NAME.pid --cidfile %t/NAME.ctr-id -d --name NAME "+imageName+" "+sleeping+"\nExecStop=podman stop --ignore --cidfile %t/NAME.ctr-id\nExecStopPost=podman rm -f --ignore --cidfile %t/NAME.ctr-id\n")
+			n.container = u.name
+			n.start()
+			n.assertMainPIDIsConmon()
+			n.stop()
+			n.assertGone()
+			if m.try("test", "-e", u.runtimeDir()+"/"+u.name+".pid").status == 0 {
+				m.t.Error("the pid file is left")
+			}
+		})
 	})
 }
