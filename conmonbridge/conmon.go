@@ -3,6 +3,7 @@ package conmonbridge
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"oci-mainpid-hook/internal/proc"
 )
@@ -30,6 +31,40 @@ func FindConmon(pid int) (proc.Process, error) {
 		}
 	}
 	return proc.Process{}, fmt.Errorf("process %d: %w", pid, ErrNoConmon)
+}
+
+// FindConmonOf returns the conmon of the container with that ID. It is for a container
+// whose first process has gone, so that FindConmon has no way to its conmon. The error
+// is ErrNoConmon when no process claims to be it.
+func FindConmonOf(containerID string) (proc.Process, error) {
+	pids, err := proc.PIDs()
+	if err != nil {
+		return proc.Process{}, err
+	}
+	for _, pid := range slices.Backward(pids) { // it is young
+		p, ok := conmonOf(pid, containerID)
+		if !ok {
+			continue
+		}
+		// A child that conmon forks for podman's cleanup looks like it until it
+		// executes podman.
+		if parent, ok := conmonOf(p.PPID, containerID); ok {
+			p = parent
+		}
+		return p, nil
+	}
+	return proc.Process{}, fmt.Errorf("its first process has ended: %w", ErrNoConmon)
+}
+
+// conmonOf returns the process of that PID, and whether it claims to be the conmon of
+// the container.
+func conmonOf(pid int, containerID string) (proc.Process, bool) {
+	p, err := proc.Read(pid)
+	if err != nil || p.Comm != "conmon" {
+		return p, false
+	}
+	line, _, err := ReadCommandLine(pid, proc.MaxStrings)
+	return p, err == nil && line.Container.ID == containerID && (line.Session == "" || line.Session == containerID)
 }
 
 // Executables is where podman looks for conmon (conmon_path in

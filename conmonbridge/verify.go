@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,6 +37,9 @@ type Expected struct {
 	InvocationID string   // of this start of the unit (INVOCATION_ID in systemd.exec(5))
 	Podman       int      // PID of the unit's main process so far, 0 if unknown
 	Executables  []string // what conmon is
+	// Replaced accepts a conmon that was replaced since, see ExecutesReplaced. It is
+	// for what is shown only.
+	Replaced bool
 }
 
 // Claim is a process that somebody claims to be a unit's main process. Its pidfd
@@ -71,18 +76,25 @@ func (c *Claim) Close() {
 	unix.Close(c.pidfd)
 }
 
-// Alive returns nil until the process ends. A zombie has ended.
-func (c *Claim) Alive() error {
+// ErrEnded says that the process has ended since it was claimed.
+var ErrEnded = errors.New("has ended")
+
+// Alive returns nil until the process ends, then ErrEnded. A zombie has ended.
+func (c *Claim) Alive() error { return c.AliveAfter(0) }
+
+// AliveAfter returns ErrEnded as soon as the process ends, nil if it lives on for d.
+func (c *Claim) AliveAfter(d time.Duration) error {
 	poll := []unix.PollFd{{Fd: int32(c.pidfd), Events: unix.POLLIN}}
-	n, err := unix.Poll(poll, 0)
+	deadline := time.Now().Add(d)
+	n, err := unix.Poll(poll, int(d.Milliseconds()))
 	for err == unix.EINTR {
-		n, err = unix.Poll(poll, 0)
+		n, err = unix.Poll(poll, int(max(0, time.Until(deadline).Milliseconds())))
 	}
 	if err != nil {
 		return fmt.Errorf("process %d: poll: %w", c.PID, err)
 	}
 	if n > 0 {
-		return fmt.Errorf("process %d: has ended", c.PID)
+		return fmt.Errorf("process %d: %w", c.PID, ErrEnded)
 	}
 	return nil
 }
@@ -142,7 +154,11 @@ func (c *Claim) verifyUser(want Expected) error {
 }
 
 func (c *Claim) verifyExecutable(want Expected) error {
-	return VerifyExecutable(c.PID, want.Executables)
+	err := VerifyExecutable(c.PID, want.Executables)
+	if err != nil && want.Replaced && ExecutesReplaced(c.PID, want.Executables) {
+		return nil
+	}
+	return err
 }
 
 // VerifyExecutable returns nil if the process executes one of the executables.
@@ -162,6 +178,23 @@ func VerifyExecutable(pid int, executables []string) error {
 		return nil
 	}
 	return fmt.Errorf("does not execute conmon (%s)", strings.Join(executables, ", "))
+}
+
+// ExecutesReplaced reports whether the process executes what was one of the
+// executables, until that was replaced: an upgrade of conmon's package leaves the
+// conmons that run with the file of before. It is for what is shown only. No process
+// becomes a unit's main process by that.
+func ExecutesReplaced(pid int, executables []string) bool {
+	exe, err := proc.Executable(pid)
+	if err != nil || exe.Links != 0 || exe.UID != 0 || exe.Mode&0o022 != 0 {
+		return false
+	}
+	path, err := proc.ExecutablePath(pid)
+	if err != nil {
+		return false
+	}
+	path, ok := strings.CutSuffix(path, " (deleted)")
+	return ok && slices.Contains(executables, path)
 }
 
 // verifyInvocation checks that this start of this unit started the process.
@@ -222,6 +255,9 @@ func sameUnit(own, theirs string) bool {
 	return strings.HasSuffix(unit, ".service") && strings.HasPrefix(theirs+"/", unit+"/")
 }
 
+// ErrNoContainer says that a conmon has no container, or no longer.
+var ErrNoContainer = errors.New("has no container (no child that lives)")
+
 // verifyContainer checks that the process has a child that lives.
 func (c *Claim) verifyContainer(Expected) error {
 	// conmon becomes the parent of the container when runc, which has created it,
@@ -238,7 +274,7 @@ func (c *Claim) verifyContainer(Expected) error {
 			}
 		}
 	}
-	return errors.New("has no container (no child that lives)")
+	return ErrNoContainer
 }
 
 // isServiceContainer reports whether podman-kube-play(1) gives that name to the

@@ -83,14 +83,21 @@ func Run(stdin io.Reader, log *message.Log) error {
 	if errors.Is(err, conmonbridge.ErrNoConmon) {
 		return nil // another engine's
 	}
-	var destination conmonbridge.Destination
-	var ours bool
-	if err == nil {
-		destination, ours, err = conmonbridge.DestinationOfConmon(conmon.PID)
-	}
 	if err != nil {
-		// A container may end before its hook runs. That is an error only if
-		// a unit waits for it.
+		// A container may end before its hook runs. That matters only if a unit waits
+		// for it. Its conmon lives: it waits for podman, which waits for this hook.
+		above, ours := conmonbridge.DestinationAbove()
+		if !ours {
+			return nil
+		}
+		about(log, above, state)
+		log.Step("container %.12s: %v", state.ID, err)
+		if conmon, err = conmonbridge.FindConmonOf(state.ID); err != nil {
+			return fmt.Errorf("%v: container %.64q: %w", above, state.ID, err)
+		}
+	}
+	destination, ours, err := conmonbridge.DestinationOfConmon(conmon.PID)
+	if err != nil {
 		if destination, ours = conmonbridge.DestinationAbove(); ours {
 			about(log, destination, state)
 			return fmt.Errorf("%v: container %.64q: %w", destination, state.ID, err)

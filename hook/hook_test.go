@@ -231,6 +231,42 @@ func TestLargeStateOfOurs(t *testing.T) {
 	}
 }
 
+// TestContainerThatHasEnded runs the hook below a process that has a destination, as
+// crun has below podman, for a container whose first process has gone.
+func TestContainerThatHasEnded(t *testing.T) {
+	id := strings.Repeat("0123456789abcdef", 4)
+	in := strings.Replace(state(4194303, "running"), "97b9f30d24ab", id, 1)
+	if os.Getenv("HOOK_BELOW_PODMAN") != "" {
+		fmt.Println("hook:", Run(strings.NewReader(in), new(message.Log)))
+		return
+	}
+	hook := func(file string) string {
+		podman := exec.Command("sh", "-c", `"$0" -test.run='^TestContainerThatHasEnded$'; true`, os.Args[0])
+		podman.Env = append(os.Environ(), "HOOK_BELOW_PODMAN=1", "OCI_MAINPID_FILE="+file)
+		out, err := podman.CombinedOutput()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	file := filepath.Join(t.TempDir(), "mainpid")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := hook(file); !strings.Contains(out, "no conmon above it") {
+		t.Errorf("without a conmon: %s", out)
+	}
+	other := conmontest.Options{Below: []string{}, Args: []string{"-c", id, "-u", strings.Repeat("f", 64)}, Env: []string{"OCI_MAINPID_FILE=" + file}}
+	conmontest.Start(t, other) // of a podman exec
+	conmon := conmontest.Start(t, conmontest.Options{Below: []string{}, Args: []string{"-c", id, "-u", id}, Env: []string{"OCI_MAINPID_FILE=" + file}})
+	if out := hook(file); !strings.Contains(out, "hook: <nil>") {
+		t.Errorf("%s", out)
+	}
+	if b, err := os.ReadFile(file); string(b) != fmt.Sprintf("%d\n", conmon.PID) || err != nil {
+		t.Errorf("the file holds %q, %v; want %d", b, err, conmon.PID)
+	}
+}
+
 func FuzzParseBeginning(f *testing.F) {
 	f.Add([]byte(state(5, "running")))
 	f.Add([]byte(`{"annotations":{"pid":7},"id":"x","pid":5,"status":"running"`))

@@ -43,6 +43,11 @@ for file in /etc/systemd/system/user@*.service.d/50-oci-mainpid.conf /etc/system
 	fi
 done
 if [ -d /run/systemd/system ]; then
+	for directory in /run/oci-mainpid/users/*/; do
+		umount "$directory" 2>/dev/null || :
+		rmdir "$directory" 2>/dev/null || :
+	done
+	rmdir /run/oci-mainpid/users 2>/dev/null || :
 	# Not as long as a unit that could not be stopped has its files there. rpm runs
 	# this in a mount namespace of its own, where it stays mounted.
 	if [ -z "$(ls -A /run/oci-mainpid 2>/dev/null)" ] && systemctl stop 'run-oci\x2dmainpid.mount' 2>/dev/null; then

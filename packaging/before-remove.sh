@@ -36,7 +36,7 @@ done
 
 [ -d /run/systemd/system ] || exit 0
 set --
-for directory in /run/oci-mainpid/*/; do
+for directory in /run/oci-mainpid/*.service/; do
 	[ -d "$directory" ] || continue
 	directory=${directory%/}
 	set -- "$@" "${directory##*/}"

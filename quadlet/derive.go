@@ -160,9 +160,11 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 				d.creates = true
 				d.setCgroups(&e, p)
 			}
+			d.setLogDriver(&e, p)
 		case p.CreatesContainer() && !p.StartsContainer():
 			d.creates = true
 			d.setCgroups(&e, p)
+			d.setLogDriver(&e, p)
 		case p.StartsContainer() && !d.isQuadletOneshot():
 			// This starts a container that is not the unit's main one. Without these
 			// variables the hook leaves it alone.
@@ -226,6 +228,17 @@ func (d *deriver) setCgroups(e *unitfile.Edits, p podmancmd.Podman) {
 			text = "--cgroups=" + want
 		}
 		e.Replace(o.At.Start, o.At.End, text)
+	}
+}
+
+// setLogDriver makes podman write the container's output to the journal, unless the
+// unit's author chose a log driver. Otherwise podman would write to a file if the user
+// may not read the journal, and --rm removes that file.
+func (d *deriver) setLogDriver(e *unitfile.Edits, p podmancmd.Podman) {
+	_, driver := p.Last("log-driver")
+	_, options := p.Last("log-opt")
+	if !driver && !options && p.HidesOutput() {
+		e.Replace(p.VerbEnd, p.VerbEnd, " --log-driver=journald")
 	}
 }
 

@@ -26,6 +26,10 @@ var managerTimeout = 20 * time.Second
 // a process keeps the reader of its memory waiting.
 const verifyTimeout = 5 * time.Second
 
+// endingTimeout is how long a conmon whose container has ended may take until it has
+// a child again, podman's cleanup, or has ended itself.
+const endingTimeout = 500 * time.Millisecond
+
 // notify waits for the PID, verifies it and tells systemd.
 func notify(c config, files *handover.Handover) error {
 	uid, err := lookup(c.user)
@@ -53,22 +57,37 @@ func notify(c config, files *handover.Handover) error {
 	}
 	c.log.Step("the mainpid file has %d, after %v", pid, time.Since(start).Round(time.Microsecond))
 	c.log.Add(message.ConmonPID, strconv.Itoa(pid))
-	claim, err := conmonbridge.NewClaim(pid)
-	if err != nil {
-		return fmt.Errorf("%w: %w", errRefused, err)
-	}
-	defer claim.Close()
-	container, err := verify(claim, conmonbridge.Expected{
+	err = c.take(manager, pid, conmonbridge.Expected{
 		Requirement:  c.require,
 		UID:          uid,
 		InvocationID: invocation,
 		Podman:       podman(),
 		Executables:  c.executables,
 	})
+	if hasEnded(err) && c.require != conmonbridge.RequireUser && mainProcessHasEnded(pid) {
+		return c.ended(manager, pid)
+	}
+	return err
+}
+
+// take verifies the process and tells systemd that it is the main process.
+func (c config) take(manager *sdnotify.Client, pid int, want conmonbridge.Expected) error {
+	claim, err := conmonbridge.NewClaim(pid)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errRefused, err)
 	}
-	name := c.verified(pid, uid, container)
+	defer claim.Close()
+	container, err := verify(claim, want)
+	if errors.Is(err, conmonbridge.ErrNoContainer) {
+		// If the container has just ended, conmon runs podman's cleanup, or ends.
+		if err = claim.AliveAfter(endingTimeout); err == nil {
+			container, err = verify(claim, want)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errRefused, err)
+	}
+	name := c.verified(pid, want.UID, container)
 	// A systemd before 257 goes by the PID alone. Which one this is, nothing says
 	// that the unit's user could not have set, and to hold costs microseconds.
 	if os.Geteuid() == 0 {
@@ -83,7 +102,7 @@ func notify(c config, files *handover.Handover) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), managerTimeout)
 	defer cancel()
-	start = time.Now()
+	start := time.Now()
 	if err := manager.Send(ctx, assignments...); err != nil {
 		return failure{exitManager, err}
 	}

@@ -43,6 +43,8 @@ type Conmon struct {
 	Recorded int
 	// Start is when it started, in ticks of the kernel's since boot.
 	Start uint64
+	// Replaced says that conmon's file was replaced since, as an upgrade does.
+	Replaced bool
 }
 
 // Census is what Take found.
@@ -92,12 +94,14 @@ const patience = 2 * time.Second
 type candidate struct {
 	pid, uid int
 	start    uint64
+	replaced bool
 }
 
 // Take returns every conmon that runs as one of the users, all users if uids is nil.
+// executables is what conmon is, conmonbridge.Executables for most.
 // A process that ends meanwhile is not in the census. When ctx is done Take returns
 // what it has, and says in LeftOut what that lacks.
-func Take(ctx context.Context, uids map[int]bool) (Census, error) {
+func Take(ctx context.Context, uids map[int]bool, executables []string) (Census, error) {
 	pids, err := proc.PIDs()
 	if err != nil {
 		return Census{}, err
@@ -107,7 +111,7 @@ func Take(ctx context.Context, uids map[int]bool) (Census, error) {
 		if ctx.Err() != nil {
 			return Census{}, fmt.Errorf("look at all processes: %w", context.Cause(ctx))
 		}
-		if c, ok := examine(pid, uids); ok {
+		if c, ok := examine(pid, uids, executables); ok {
 			users[c.uid] = append(users[c.uid], c)
 		}
 	}
@@ -132,7 +136,7 @@ func Take(ctx context.Context, uids map[int]bool) (Census, error) {
 // examine reports whether a process is a conmon that counts, by what cannot be
 // forged and costs little to read. It does not read the memory of the process, and
 // so is not kept waiting.
-func examine(pid int, uids map[int]bool) (candidate, bool) {
+func examine(pid int, uids map[int]bool, executables []string) (candidate, bool) {
 	p, err := proc.Read(pid)
 	if err != nil || p.Comm != "conmon" || p.Ended() {
 		return candidate{}, false
@@ -142,10 +146,15 @@ func examine(pid int, uids map[int]bool) (candidate, bool) {
 		return candidate{}, false
 	}
 	uid, ok := status.UID()
-	if !ok || uids != nil && !uids[uid] || conmonbridge.VerifyExecutable(pid, conmonbridge.Executables) != nil {
+	if !ok || uids != nil && !uids[uid] {
 		return candidate{}, false
 	}
-	return candidate{pid, uid, p.Start}, true
+	c := candidate{pid, uid, p.Start, false}
+	if conmonbridge.VerifyExecutable(pid, executables) != nil {
+		c.replaced = conmonbridge.ExecutesReplaced(pid, executables)
+		return c, c.replaced
+	}
+	return c, true
 }
 
 // takeUser returns what the conmons of one user say of themselves, by read.
@@ -216,7 +225,7 @@ var errExec = errors.New("is of a podman exec")
 
 // read reads what a conmon says of itself, and how many bytes that was.
 func read(c candidate) (conmon Conmon, size int, err error) {
-	conmon = Conmon{PID: c.pid, UID: c.uid, Start: c.start}
+	conmon = Conmon{PID: c.pid, UID: c.uid, Start: c.start, Replaced: c.replaced}
 	if conmon.Cgroup, err = proc.Cgroup(c.pid); err != nil {
 		return conmon, 0, err
 	}
@@ -277,6 +286,8 @@ type Start struct {
 	// ControlGroup is the unit's.
 	MainPID, Told int
 	ControlGroup  string
+	// Executables is what conmon is.
+	Executables []string
 	// Kube says that the unit's main process is the service container's conmon.
 	Kube bool
 }
@@ -329,7 +340,7 @@ func (s Start) Verify(c Conmon) error {
 	defer claim.Close()
 	want := conmonbridge.Expected{
 		Requirement: conmonbridge.RequireConmon, UID: s.UID,
-		InvocationID: s.InvocationID, Executables: conmonbridge.Executables,
+		InvocationID: s.InvocationID, Executables: s.Executables, Replaced: c.Replaced,
 	}
 	switch {
 	case c.InvocationID == "":

@@ -54,7 +54,7 @@ func skipUnlessRoot(t testing.TB) {
 
 func take(t *testing.T, uids map[int]bool) Census {
 	t.Helper()
-	all, err := Take(context.Background(), uids)
+	all, err := Take(context.Background(), uids, conmonbridge.Executables)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +194,7 @@ func TestDeadline(t *testing.T) {
 	if !slices.Equal(got.LeftOut, []LeftOut{{web, 2, context.DeadlineExceeded}}) || time.Since(started) > patience {
 		t.Errorf("%+v after %v", got, time.Since(started))
 	}
-	if _, err := Take(ctx, nil); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := Take(ctx, nil, conmonbridge.Executables); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("of a time that is over: %v", err)
 	}
 }
@@ -381,5 +381,50 @@ func TestReadPID(t *testing.T) {
 	}
 	if got := ReadPID(dir, "/etc/hostname"); got != 0 {
 		t.Errorf("outside: %d", got)
+	}
+}
+
+// TestReplaced: an upgrade of conmon's package replaces the file of conmons that run.
+func TestReplaced(t *testing.T) {
+	skipUnlessRoot(t)
+	conmon := conmontest.Start(t, conmontest.Options{UID: web, Args: arguments(id("1"), id("1"), "web"), Env: []string{"INVOCATION_ID=aa"}})
+	isConmon(t, conmon.Executable)
+	upgraded := conmon.Executable + ".new"
+	if err := errors.Join(os.WriteFile(upgraded, []byte("new"), 0o755), os.Rename(upgraded, conmon.Executable)); err != nil {
+		t.Fatal(err)
+	}
+	got := take(t, map[int]bool{web: true}).Conmons
+	if len(got) != 1 || !got[0].Replaced || got[0].PID != conmon.PID {
+		t.Fatalf("%+v", got)
+	}
+	start := Start{UID: web, InvocationID: "aa", MainPID: conmon.PID, Executables: conmonbridge.Executables}
+	if err := start.Verify(got[0]); err != nil {
+		t.Error(err)
+	}
+	// To systemd it is no conmon.
+	claim, err := conmonbridge.NewClaim(conmon.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer claim.Close()
+	err = claim.Verify(conmonbridge.Expected{Requirement: conmonbridge.RequireConmon, UID: web, InvocationID: "aa", Executables: conmonbridge.Executables})
+	if err == nil || !strings.Contains(err.Error(), "does not execute conmon") {
+		t.Errorf("got %v", err)
+	}
+	for name, spoil := range map[string]func(path string) error{
+		"another path":              func(path string) error { conmonbridge.Executables = []string{path + "2"}; return nil },
+		"a file of the user's":      func(path string) error { return os.Chown(path, web, web) },
+		"one that others may write": func(path string) error { return os.Chmod(path, 0o757) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			conmon := conmontest.Start(t, conmontest.Options{UID: web, Args: arguments(id("1"), id("1"), "web")})
+			isConmon(t, conmon.Executable)
+			if err := errors.Join(spoil(conmon.Executable), os.Remove(conmon.Executable)); err != nil {
+				t.Fatal(err)
+			}
+			if got := take(t, map[int]bool{web: true}).Conmons; slices.ContainsFunc(got, func(c Conmon) bool { return c.PID == conmon.PID }) {
+				t.Errorf("it counts: %+v", got)
+			}
+		})
 	}
 }

@@ -54,7 +54,7 @@ func goodUnit() UnitFacts {
 		panic(err)
 	}
 	origin := dropin.Origin{
-		Maker: dropin.Generate, Format: 2, Source: "/etc/systemd/system/web.service", User: "web", UID: 1000, Options: dropin.Options{Cgroup: dropin.Mixed},
+		Maker: dropin.Generate, Format: 3, Source: "/etc/systemd/system/web.service", User: "web", UID: 1000, Options: dropin.Options{Cgroup: dropin.Mixed},
 	}
 	return UnitFacts{
 		Name: "web.service",

@@ -52,7 +52,7 @@ func NewReader(ctx context.Context, m *manager.Manager) (*Reader, error) {
 	if r.tasksMax, err = m.DefaultTasksMax(); err != nil {
 		return nil, err
 	}
-	r.conmons = sync.OnceValues(func() (census.Census, error) { return census.Take(ctx, nil) })
+	r.conmons = sync.OnceValues(func() (census.Census, error) { return census.Take(ctx, nil, conmonbridge.Executables) })
 	r.removesIPC = sync.OnceValue(func() bool { return manager.RemovesIPC(ctx) })
 	r.readMachine(ctx)
 	if processes, err := r.conmons(); err != nil {
@@ -318,6 +318,9 @@ func (r *Reader) Unit(ctx context.Context, name string) UnitFacts {
 		r.readUser(ctx, &u)
 	}
 	processes, _ := r.conmons() // none, if there is an error
+	if executables := u.Unit.Conmon(); !slices.Equal(executables, conmonbridge.Executables) {
+		processes, _ = census.Take(ctx, map[int]bool{u.Unit.UID: true}, executables)
+	}
 	u.Status = status.Of(u.Unit, processes.Conmons)
 	return u
 }

@@ -363,7 +363,11 @@ func (u UnitFacts) mainPID(p *points) {
 	case s.Agrees != nil && !*s.Agrees:
 		p.fail(what, s.Problem, "oci-mainpid explain "+name+"; systemctl restart "+name)
 	case s.Agrees != nil:
-		p.ok(what, fmt.Sprintf("%d, conmon of container %s, verified", s.MainPID, s.Conmon.Container))
+		text := fmt.Sprintf("%d, conmon of container %s, verified", s.MainPID, s.Conmon.Container)
+		if s.Conmon.Replaced {
+			text += "; conmon was replaced since (package upgrade)"
+		}
+		p.ok(what, text)
 	case s.ActiveState == "failed":
 		p.warn(what, fmt.Sprintf("the last start failed (%s)", s.Result), "oci-mainpid explain "+name)
 	default:

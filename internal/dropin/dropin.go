@@ -208,11 +208,11 @@ type Delivery struct {
 // process. postStart and postStop are the unit's own lines of ExecStartPost= and
 // ExecStopPost=, if they must run after notify-mainpid. nil leaves them before it.
 func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart, postStop []string) {
-	mainPIDFile, resultFile := handover.Files(d.Unit)
+	mainPIDFile, resultFile := handover.Files(d.Unit, a.UID)
 	name, argument, word := unitfile.QuoteArgument(d.Unit), unitfile.QuoteArgument, unitfile.QuoteWord
 	if unitfile.IsTemplate(d.Unit) {
 		// Only systemd knows the instance's name, so %n stands for it.
-		mainPIDFile, resultFile = handover.Files("%n")
+		mainPIDFile, resultFile = handover.Files("%n", a.UID)
 		asIs := func(text string) string { return text }
 		name, argument, word = "%n", asIs, asIs
 	}

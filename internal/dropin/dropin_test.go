@@ -50,7 +50,7 @@ func TestParseOrigin(t *testing.T) {
 		"nothing":                               {"", Origin{}, ErrForeign.Error()},
 		"a maker that only begins like one":     {"# Made by hand", Origin{}, ErrForeign.Error()},
 		"a number that is none":                 {"# Made by oci-mainpid generate: format=x", Origin{Maker: Generate}, `record "format=x"`},
-		"an option's value that does not exist": {"# Made by oci-mainpid generate: format=2 Cgroup=x", Origin{Maker: Generate, Format: 2}, "Cgroup=x is none of"},
+		"an option's value that does not exist": {"# Made by oci-mainpid generate: format=3 Cgroup=x", Origin{Maker: Generate, Format: 3}, "Cgroup=x is none of"},
 		"quotes that do not end":                {"# Made by oci-mainpid generate: format=\"2", Origin{Maker: Generate}, "unbalanced quotes"},
 	} {
 		got, err := ParseOrigin([]byte(c.line + "\nmore"))
@@ -189,7 +189,7 @@ func FuzzDropin(f *testing.F) {
 
 // FuzzParseOrigin checks that a record that can be read is written the same.
 func FuzzParseOrigin(f *testing.F) {
-	f.Add("# Made by oci-mainpid generate: format=2 user=web uid=1000 Cgroup=mixed source=/x")
+	f.Add("# Made by oci-mainpid generate: format=3 user=web uid=1000 Cgroup=mixed source=/x")
 	f.Add("# Made by oci-mainpid-generator from /x\n")
 	f.Fuzz(func(t *testing.T, line string) {
 		o, err := ParseOrigin([]byte(line))

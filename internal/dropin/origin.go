@@ -38,7 +38,7 @@ const (
 
 // format is the version that this package writes. Raise it whenever an old drop-in
 // would do something else than a new one.
-const format = 2
+const format = 3
 
 // ErrForeign says that a drop-in was not made by oci-mainpid.
 var ErrForeign = errors.New("was not made by oci-mainpid")

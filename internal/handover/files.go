@@ -19,10 +19,17 @@ import (
 // descriptor, to the unit's user where the hook opens it by name. The result
 // file belongs to root, with mode 0644.
 //
-// Whatever stood in their places is unlinked, never opened. After an error
-// neither file is left.
+// Whatever stood in their places is unlinked, never opened. A mainpid file in a
+// UserDir is on a file system of that user's own. After an error neither file is
+// left.
 func Prepare(mainPIDFile, resultFile string, owner int) error {
-	err := makeFile(mainPIDFile, 0o600, owner)
+	var err error
+	if dir := UserDirOf(mainPIDFile); dir != "" {
+		err = mountUserDir(dir)
+	}
+	if err == nil {
+		err = makeFile(mainPIDFile, 0o600, owner)
+	}
 	if err == nil {
 		err = makeFile(resultFile, 0o644, os.Geteuid())
 	}
@@ -32,8 +39,8 @@ func Prepare(mainPIDFile, resultFile string, owner int) error {
 	return err
 }
 
-// Forget removes what Prepare made: both files, and their directory once it
-// is empty. It is no error when they are gone already.
+// Forget removes what Prepare made: both files, and their directories once they are
+// empty. It is no error when they are gone already.
 func Forget(mainPIDFile, resultFile string) error {
 	var errs []error
 	for _, path := range []string{mainPIDFile, resultFile} {

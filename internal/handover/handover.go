@@ -9,7 +9,8 @@ package handover
 import "path/filepath"
 
 const (
-	// Dir is the directory in which each unit has one of its own.
+	// Dir is the directory in which each unit has one of its own, that only root can
+	// write, for its result file. Mainpid files are elsewhere, see UserDir.
 	Dir = "/run/oci-mainpid"
 
 	// EnvMainPIDFile names the mainpid file in conmon's environment. A unit sets
@@ -33,9 +34,10 @@ const (
 	resultName  = "result"
 )
 
-// Files returns the paths of a unit's mainpid and result file.
-func Files(unit string) (mainPIDFile, resultFile string) {
-	return filepath.Join(Dir, unit, mainPIDName), filepath.Join(Dir, unit, resultName)
+// Files returns the paths of the mainpid and the result file of a unit, whose user
+// has that UID.
+func Files(unit string, uid int) (mainPIDFile, resultFile string) {
+	return filepath.Join(UserDir(uid), unit, mainPIDName), filepath.Join(Dir, unit, resultName)
 }
 
 // UnitOf returns the unit whose mainpid or result file has that path, "" for no

@@ -18,7 +18,6 @@ import (
 // mainpid file and writes what became of that into the result file.
 type Handover struct {
 	mainPID, result *os.File
-	watch           *watch
 }
 
 // OpenHandover opens a unit's mainpid file, which must be there, and its
@@ -37,21 +36,31 @@ func OpenHandover(mainPIDFile, resultFile string) (*Handover, error) {
 		mainPID.Close()
 		return nil, err
 	}
-	// The link leads to the file that is open, also when its name is gone.
-	watch, err := newWatch(fmt.Sprintf("/proc/self/fd/%d", mainPID.Fd()), unix.IN_MODIFY|unix.IN_CLOSE_WRITE)
-	if err != nil {
-		mainPID.Close()
-		result.Close()
-		return nil, fmt.Errorf("watch %s: %w", mainPIDFile, err)
-	}
-	return &Handover{mainPID, result, watch}, nil
+	return &Handover{mainPID, result}, nil
 }
 
 // Close closes both files.
 func (h *Handover) Close() {
 	h.mainPID.Close()
 	h.result.Close()
-	h.watch.close()
+}
+
+// watch watches the mainpid file.
+func (h *Handover) watch() (*watch, error) {
+	parent, err := openParent(h.mainPID.Name(), false)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(parent)
+	dir, err := unix.Openat(parent, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	w, err := watchDirectory(dir)
+	if err != nil {
+		unix.Close(dir)
+	}
+	return w, err
 }
 
 // ErrNoMainPID says that nobody wrote a PID. The error that wraps it says why.
@@ -65,6 +74,7 @@ var ErrPodmanEnded = errors.New("podman or its container has ended")
 // waiting when ctx is done, and when podman ends: a pidfd (pidfd_open(2)), -1 if
 // unknown. Contents that cannot become a PID are an error at once.
 func (h *Handover) MainPID(ctx context.Context, podman int) (int, error) {
+	var w *watch
 	for armed, ended := false, false; ; {
 		pid, err := h.readMainPID()
 		switch {
@@ -73,14 +83,20 @@ func (h *Handover) MainPID(ctx context.Context, podman int) (int, error) {
 		case ended:
 			return 0, fmt.Errorf("%w %s: %w", ErrNoMainPID, h.mainPID.Name(), ErrPodmanEnded)
 		case !armed:
+			if w == nil { // most starts need none
+				if w, err = h.watch(); err != nil {
+					return 0, fmt.Errorf("watch %s: %w", h.mainPID.Name(), err)
+				}
+				defer w.close()
+			}
 			// Read again after this: the PID may have come before the watch.
-			if err := h.watch.arm(); err != nil {
+			if err := w.arm(); err != nil {
 				return 0, fmt.Errorf("watch %s: %w", h.mainPID.Name(), err)
 			}
 			armed = true
 		default:
 			// Read again after this: the hook may have written before podman ended.
-			if ended, err = h.watch.wait(ctx, podman); err != nil {
+			if ended, err = w.wait(ctx, podman); err != nil {
 				return 0, fmt.Errorf("%w %s: %w", ErrNoMainPID, h.mainPID.Name(), err)
 			}
 			armed = false
@@ -134,7 +150,7 @@ var ErrAnswer = errors.New("notify-mainpid")
 // into a unit's result file. It returns nil for "ok". The error is ErrAnswer with
 // what notify-mainpid wrote, or says that none came.
 func WaitResult(path string, timeout time.Duration) error {
-	w, err := newWatch(path, unix.IN_CLOSE_WRITE|unix.IN_ATTRIB|unix.IN_DELETE_SELF|unix.IN_DONT_FOLLOW)
+	w, err := watchFile(path, unix.IN_CLOSE_WRITE|unix.IN_ATTRIB|unix.IN_DELETE_SELF|unix.IN_DONT_FOLLOW)
 	if err == nil {
 		defer w.close()
 		err = w.arm()

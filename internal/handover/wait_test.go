@@ -3,9 +3,11 @@ package handover
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -269,4 +271,39 @@ func TestWaitResultWithoutAnswer(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// TestManyWait: any number of units may wait for a PID at once. All of root's
+// processes have 128 instances of inotify by default.
+func TestManyWait(t *testing.T) {
+	const units = 300
+	var waiting sync.WaitGroup
+	for i := range units {
+		h, mainPID, _ := openHandover(t)
+		ctx := deadline(t, time.Minute)
+		waiting.Add(1)
+		go func() {
+			defer waiting.Done()
+			if pid, err := h.MainPID(ctx, -1); pid != 1000+i || err != nil {
+				t.Errorf("unit %d: got %d, %v", i, pid, err)
+			}
+		}()
+		waiting.Add(1)
+		go func() {
+			defer waiting.Done()
+			time.Sleep(500 * time.Millisecond)
+			appendTo(t, mainPID, fmt.Sprintf("%d\n", 1000+i))
+		}()
+	}
+	time.Sleep(300 * time.Millisecond)
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if link, _ := os.Readlink("/proc/self/fd/" + fd.Name()); link == "anon_inode:inotify" {
+			t.Error("the wait takes an instance of inotify")
+		}
+	}
+	waiting.Wait()
 }

@@ -3,35 +3,76 @@ package handover
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/signal"
 
 	"golang.org/x/sys/unix"
 )
 
-// watch waits for a change of one file (inotify(7)), once for each arm. To close an
-// inotify descriptor that still watches takes the kernel 10 ms and more, and podman
-// would wait for that.
+// watch waits for a change of one file, once for each arm.
 type watch struct {
-	inotify int
-	path    string
-	mask    uint32
+	fd    int // can be read once the file has changed
+	arm   func() error
+	close func()
 }
 
-func newWatch(path string, mask uint32) (*watch, error) {
+// watchFile watches a file for the events of mask (inotify(7)). To close an inotify
+// descriptor that still watches takes the kernel 10 ms and more, and podman would wait
+// for that: so each arm is for one event.
+func watchFile(path string, mask uint32) (*watch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, err
 	}
-	return &watch{fd, path, mask}, nil
+	return &watch{
+		fd: fd,
+		arm: func() error {
+			_, err := unix.InotifyAddWatch(fd, path, mask|unix.IN_ONESHOT)
+			return err
+		},
+		close: func() { unix.Close(fd) },
+	}, nil
 }
 
-func (w *watch) arm() error {
-	_, err := unix.InotifyAddWatch(w.inotify, w.path, w.mask|unix.IN_ONESHOT)
-	return err
+// dnModify asks F_NOTIFY for a signal when a file in the directory is written or
+// truncated (DN_MODIFY, fcntl(2)).
+const dnModify = 0x2
+
+// watchDirectory watches the files in a directory for writes (F_NOTIFY, fcntl(2)),
+// and keeps the descriptor. All of root's processes share 128 instances of inotify
+// (fs.inotify.max_user_instances), of which a notify-mainpid takes none: any number
+// of units may wait at once.
+func watchDirectory(dir int) (*watch, error) {
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	signals, stopped := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, unix.SIGIO)
+	go func() {
+		for range signals {
+			unix.Write(event, one)
+		}
+		close(stopped)
+	}()
+	return &watch{
+		fd: event,
+		arm: func() error {
+			_, err := unix.FcntlInt(uintptr(dir), unix.F_NOTIFY, dnModify)
+			return err
+		},
+		close: func() {
+			unix.Close(dir)
+			signal.Stop(signals)
+			close(signals)
+			<-stopped
+			unix.Close(event)
+		},
+	}, nil
 }
 
-func (w *watch) close() {
-	unix.Close(w.inotify)
-}
+// one is what eventfd(2) takes for 1, on every machine more than nothing.
+var one = []byte{1, 0, 0, 0, 0, 0, 0, 0}
 
 // wait returns when the file has changed. It returns true when the process of pidfd
 // (-1 for none) has ended, and the cause of ctx when ctx is done.
@@ -45,7 +86,7 @@ func (w *watch) wait(ctx context.Context, pidfd int) (ended bool, err error) {
 	}
 	wake := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		unix.Write(done, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+		unix.Write(done, one)
 		close(wake)
 	})
 	defer func() {
@@ -55,7 +96,7 @@ func (w *watch) wait(ctx context.Context, pidfd int) (ended bool, err error) {
 		unix.Close(done)
 	}()
 	poll := []unix.PollFd{
-		{Fd: int32(w.inotify), Events: unix.POLLIN},
+		{Fd: int32(w.fd), Events: unix.POLLIN},
 		{Fd: int32(pidfd), Events: unix.POLLIN},
 		{Fd: int32(done), Events: unix.POLLIN},
 	}
@@ -70,7 +111,7 @@ func (w *watch) wait(ctx context.Context, pidfd int) (ended bool, err error) {
 		// The events themselves do not matter: the caller reads the file.
 		events := make([]byte, 4096)
 		for {
-			if n, err := unix.Read(w.inotify, events); err != nil || n == 0 {
+			if n, err := unix.Read(w.fd, events); err != nil || n == 0 {
 				break
 			}
 		}

@@ -125,7 +125,7 @@ func TestOrigin(t *testing.T) {
 		}
 	}
 	changes := Properties{"DropInPaths": []string{path}, "UID": uint32(unknownUID), "User": "a-name-that-nobody-has"}
-	write("# Made by oci-mainpid-generator: format=2 user=db uid=1001 Cgroup=service source=/etc/usr.container\n[Service]\n")
+	write("# Made by oci-mainpid-generator: format=3 user=db uid=1001 Cgroup=service source=/etc/usr.container\n[Service]\n")
 	if u := newUnit("usr.service", with(changes), &account.Accounts{Getent: "-"}); u.Cgroup() != dropin.Service || u.UID != 1001 || u.Origin.Source != "/etc/usr.container" || u.OriginErr != nil {
 		t.Errorf("%+v, %v", u.Origin, u.OriginErr)
 	}

@@ -237,6 +237,16 @@ func (u *Unit) Kube() bool {
 	return require == string(conmonbridge.RequireKube)
 }
 
+// Conmon returns the paths that conmon of the unit may have: the one of the command
+// line of notify-mainpid(8), or those where podman looks.
+func (u *Unit) Conmon() []string {
+	notifier, _ := u.Notifier()
+	if path, ok := notifier.option("--conmon"); ok {
+		return []string{path}
+	}
+	return conmonbridge.Executables
+}
+
 // Env returns the value of a variable in the unit's environment.
 func (u *Unit) Env(name string) string {
 	for i := len(u.Environment) - 1; i >= 0; i-- {

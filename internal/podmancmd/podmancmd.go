@@ -5,6 +5,7 @@ package podmancmd
 
 import (
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"oci-mainpid-hook/internal/unitfile"
@@ -145,6 +146,26 @@ func (p *Podman) CreatesContainer() bool {
 	return false
 }
 
+// HidesOutput reports whether the containers that the subcommand creates write nothing
+// to podman's standard output, because they run on after podman has ended.
+func (p *Podman) HidesOutput() bool {
+	switch p.Verb {
+	case "create", "container create":
+		return true
+	case "run", "container run":
+		detach, long := p.Last("detach")
+		_, short := p.Last("d")
+		return short || long && !isFalse(detach)
+	}
+	return p.PlaysKube()
+}
+
+// isFalse reports whether the value of a switch is false, as pflag reads it.
+func isFalse(value string) bool {
+	on, err := strconv.ParseBool(value)
+	return err == nil && !on
+}
+
 // RemovesContainer reports whether the subcommand removes the unit's container. podman
 // stop counts, because it removes a container that was started with --rm.
 func (p *Podman) RemovesContainer() bool {
@@ -176,6 +197,7 @@ func options(words []unitfile.Word, switches map[string]bool, letters string) (f
 			// -dti, -eA=B, -e A=B: letters up to the first that takes a value.
 			for j := 1; j < len(w.Text); j++ {
 				if strings.IndexByte(letters, w.Text[j]) >= 0 {
+					found = append(found, Option{Name: w.Text[j : j+1], At: w, Joined: true})
 					continue
 				}
 				o := Option{Name: w.Text[j : j+1], Value: w.Text[j+1:], At: w, Joined: true}

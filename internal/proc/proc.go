@@ -169,6 +169,8 @@ type File struct {
 	inode        uint64
 	UID          uint32
 	Mode         uint16
+	// Links is how many names the file has: 0 once it was removed or replaced.
+	Links uint32
 }
 
 // Same reports whether both are one file.
@@ -187,15 +189,25 @@ func Executable(pid int) (File, error) {
 	return f, nil
 }
 
+// ExecutablePath returns the path of the file that a process executes, as the kernel
+// says it: with " (deleted)" behind it once the file was removed or replaced.
+func ExecutablePath(pid int) (string, error) {
+	path, err := os.Readlink(procPath(pid, "exe"))
+	if err != nil {
+		return "", procError(pid, err)
+	}
+	return path, nil
+}
+
 // Identify returns the file at a path that is root's.
 func Identify(path string) (File, error) { return statx(path, 0) }
 
 func statx(path string, flags int) (File, error) {
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_INO|unix.STATX_UID|unix.STATX_MODE, &st); err != nil {
+	if err := unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_INO|unix.STATX_UID|unix.STATX_MODE|unix.STATX_NLINK, &st); err != nil {
 		return File{}, &fs.PathError{Op: "statx", Path: path, Err: err}
 	}
-	return File{st.Dev_major, st.Dev_minor, st.Ino, st.Uid, st.Mode}, nil
+	return File{st.Dev_major, st.Dev_minor, st.Ino, st.Uid, st.Mode, st.Nlink}, nil
 }
 
 // Strings is a list of strings, each ended by a NUL, as the kernel keeps it. It is

@@ -3,12 +3,15 @@
 package status
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/census"
 	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/manager"
@@ -49,10 +52,12 @@ type Conmon struct {
 	Recorded    int    `json:"recorded,omitempty"`
 	Container   string `json:"container"`
 	ContainerID string `json:"container_id"`
+	// Replaced says that conmon's file was replaced since it started.
+	Replaced bool `json:"replaced,omitempty"`
 }
 
 func newConmon(c census.Conmon) Conmon {
-	return Conmon{PID: c.PID, Recorded: c.Recorded, Container: c.Container, ContainerID: c.ContainerID}
+	return Conmon{PID: c.PID, Recorded: c.Recorded, Container: c.Container, ContainerID: c.ContainerID, Replaced: c.Replaced}
 }
 
 // errNoConmon is the problem of an active unit whose conmon does not run.
@@ -60,7 +65,8 @@ var errNoConmon = errors.New("no conmon of this start runs")
 
 // Of returns the status of one unit. all is every conmon that runs.
 func Of(u *manager.Unit, all []census.Conmon) Service {
-	return statusOf(u, all, census.ReadPID(handover.Dir, u.Env(handover.EnvMainPIDFile)), census.Start.Verify)
+	file := u.Env(handover.EnvMainPIDFile)
+	return statusOf(u, all, census.ReadPID(cmp.Or(handover.UserDirOf(file), handover.Dir), file), census.Start.Verify)
 }
 
 // statusOf is Of. told is the PID in the mainpid file, and verify is
@@ -87,7 +93,7 @@ func statusOf(u *manager.Unit, all []census.Conmon, told int, verify func(census
 	}
 	start := census.Start{
 		Unit: u.Name, UID: u.UID, InvocationID: u.InvocationID,
-		MainPID: u.MainPID, Told: told, ControlGroup: u.ControlGroup, Kube: u.Kube(),
+		MainPID: u.MainPID, Told: told, ControlGroup: u.ControlGroup, Executables: u.Conmon(), Kube: u.Kube(),
 	}
 	current, leftOver := start.Of(all)
 	if _, ok := u.Notifier(); ok {
@@ -164,7 +170,7 @@ func Read(ctx context.Context, m *manager.Manager, names []string, look func(at 
 			return nil, err
 		}
 	}
-	units, users := []*manager.Unit{}, map[int]bool{}
+	units, users, executables := []*manager.Unit{}, map[int]bool{}, slices.Clone(conmonbridge.Executables)
 	for _, name := range names {
 		u, err := m.Unit(ctx, name)
 		if err != nil {
@@ -172,9 +178,14 @@ func Read(ctx context.Context, m *manager.Manager, names []string, look func(at 
 		}
 		units = append(units, u)
 		users[u.UID] = true
+		for _, path := range u.Conmon() {
+			if !slices.Contains(executables, path) {
+				executables = append(executables, path)
+			}
+		}
 	}
 	look("the processes")
-	processes, err := census.Take(ctx, users)
+	processes, err := census.Take(ctx, users, executables)
 	if err != nil {
 		return nil, err
 	}

@@ -167,3 +167,17 @@ func TestJSON(t *testing.T) {
 	}
 	golden(t, "status.json", append(got, '\n'))
 }
+
+// TestTableReplaced: a conmon whose file an upgrade has replaced is no problem.
+func TestTableReplaced(t *testing.T) {
+	agrees := true
+	s := Service{Unit: "web.service", User: "web", LoadState: "loaded", ActiveState: "active", SubState: "running", MainPID: 5, Agrees: &agrees}
+	for replaced, want := range map[bool]int{true: 1, false: 0} {
+		s.Conmon = &Conmon{PID: 5, Container: "web", Replaced: replaced}
+		var b bytes.Buffer
+		WriteTable(&terminal.Output{Writer: &b, Width: 200}, []Service{s}, now)
+		if got := strings.Count(b.String(), "conmon was replaced since (package upgrade)"); got != want {
+			t.Errorf("%v: %s", replaced, b.String())
+		}
+	}
+}

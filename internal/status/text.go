@@ -37,6 +37,9 @@ func WriteTable(o *terminal.Output, services []Service, now time.Time) {
 			terminal.Cell{Text: since(s.Since, now)},
 			terminal.Cell{Text: strconv.Itoa(s.Restarts)},
 		)
+		if s.Conmon != nil && s.Conmon.Replaced {
+			table.Note(terminal.Cell{Text: replacedText, Style: terminal.Faint})
+		}
 		for _, text := range []string{s.Problem, s.LastError} {
 			if text != "" {
 				table.Note(terminal.Cell{Text: terminal.Clean(text), Style: terminal.Bad})
@@ -45,6 +48,9 @@ func WriteTable(o *terminal.Output, services []Service, now time.Time) {
 	}
 	table.Write(o)
 }
+
+// replacedText is what to know of a conmon that was replaced since.
+const replacedText = "conmon was replaced since (package upgrade): the new one comes with the next start"
 
 func (s Service) state() (string, terminal.Style) {
 	switch {

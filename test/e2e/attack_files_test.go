@@ -101,31 +101,33 @@ func (b battle) places() {
 		n := n.in(f.machine)
 		n.attempt(fmt.Sprintf(`
 			exec 3>&-
-			dir=%s
 			rm -f swaps
 			swap() { if "$@" 2>/dev/null; then echo "succeeded: $*" >>~/swaps; else echo refused >>~/swaps; fi; }
-			for file in "$dir/mainpid" "$dir/result"; do
+			for file in %s %s; do
+				dir=${file%%/*}
 				swap rm -f "$file"
 				swap mv "$file" "$dir/other"
 				swap mv "$file" ~
 				swap ln -sfn /etc/passwd "$file"
 				swap ln -f "$file" "$dir/other"
 				swap mv "$HOME/attack" "$file"
+				swap mkfifo "$dir/fifo"
+				swap mknod "$dir/device" c 1 5
+				swap mkdir "$dir/directory"
+				swap touch "$dir/file"
+				swap mv "$dir" "$dir.old"
+				swap rmdir "$dir"
+				swap mkdir "${dir%%/*}/directory"
+				swap umount "${dir%%/*}"
+				swap chmod 777 "$dir"
+				swap ls "$dir"
 			done
-			swap mkfifo "$dir/fifo"
-			swap mknod "$dir/device" c 1 5
-			swap mkdir "$dir/directory"
-			swap touch "$dir/file"
-			swap mv "$dir" "$dir.old"
-			swap rmdir "$dir"
 			swap ln -sfn /tmp /run/oci-mainpid
 			swap mv /run/oci-mainpid /run/other
-			swap chmod 777 "$dir"
-			swap chmod 666 "$dir/result"
-			swap sh -c 'echo ok >"$1"' sh "$dir/result"
-			swap truncate --size=1 "$dir/result"
-			swap ls "$dir"
-			echo nothing >"$OCI_MAINPID_FILE"`, n.dir()), nil)
+			swap chmod 666 "$file"
+			swap sh -c 'echo ok >"$1"' sh "$file"
+			swap truncate --size=1 "$file"
+			echo nothing >"$OCI_MAINPID_FILE"`, n.mainPIDFile(), n.resultFile()), nil)
 		for swap := range strings.Lines(f.run("cat", n.home()+"/swaps")) {
 			if strings.HasPrefix(swap, "succeeded") {
 				f.judge(swap)
@@ -184,7 +186,7 @@ func (n unit) misplaced(script string) outcome {
 	n.systemctl("daemon-reload")
 	defer func() {
 		n.shell(`rm "$1"/70-*`, path.Join(unitDir, n.name+".d"))
-		n.run("rm", "-rf", n.dir())
+		n.run("rm", "-rf", n.dir(), n.userDir())
 		n.systemctl("daemon-reload")
 	}()
 	return n.attempt("exec sleep 1000", nil)

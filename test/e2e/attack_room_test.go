@@ -48,7 +48,7 @@ func (b battle) rooms() {
 	}
 	b.fight("many units of one user that wait at once", func(f fight) {
 		units := 40
-		if *raceTime >= 20*time.Second {
+		if thorough() {
 			units = 300
 		}
 		f.judgeAll(units, f.user().waitAtOnce(units)...)
@@ -184,13 +184,14 @@ func (m machine) imageNamesFile() (wrong []string) {
 		for _, runtime := range []string{"crun", "runc"} {
 			r := m.try("systemd-run", "--quiet", "--collect", "--pipe", "--wait", "--property=Delegate=yes", "--",
 				"env", "-i", "PATH="+"/usr/bin:/usr/sbin", "timeout", "60", "podman", "--runtime="+runtime,
-				"run", "--rm", "--network=none", "--cgroups="+cgroups, image, "sh", "-c", "sleep 0.3; echo started")
+				"run", "--rm", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--ulimit=memlock=8192:8192", "--cgroups="+cgroups, image, "sh", "-c", "sleep 0.3; echo started")
 			if got := m.run("cat", file); got != "" {
 				wrong = append(wrong, fmt.Sprintf("%s, --cgroups=%s: %s has %q", runtime, cgroups, file, got))
 				m.shell(`: >"$1"`, file)
 			}
-			// runc has no mode "disabled".
-			if r.stdout != "started" && cgroups != "disabled" {
+			// runc has no mode "disabled"; crun 1.8, as root, raises a limit, which root may not
+			// on a machine without CAP_SYS_RESOURCE.
+			if r.stdout != "started" && cgroups != "disabled" && !strings.Contains(r.stderr, "setrlimit (RLIM_MEMLOCK)") {
 				wrong = append(wrong, fmt.Sprintf("%s, --cgroups=%s: %v", runtime, cgroups, r))
 			}
 		}
@@ -205,9 +206,11 @@ func (b battle) timeouts() {
 		file := path.Join(unitDir, u.name+"-slow.service")
 		n := unit{user: u, name: u.name + "-slow.service"}
 		n.cleanUp()
-		f.write(file, fmt.Sprintf("[Service]\nType=notify\nExecStart=/bin/sh %s/attack\nTimeoutStartSec=3\nTimeoutStopSec=3\n", u.home()))
+		f.write(file, fmt.Sprintf("[Service]\nType=notify\nExecStart=/bin/sh %s/attack\nTimeoutStartSec=6\nTimeoutStopSec=4\n", u.home()))
 		f.run("oci-mainpid", "generate", "--user="+u.name, "--cgroup=mixed", file)
 		f.systemctl("daemon-reload")
+		n.writeHome("runtime", "#!/bin/sh\nexec sleep 1000\n")
+		n.shell(`chmod +x "$1"/runtime`, n.home())
 		text, err := os.ReadFile("../../SECURITY.md")
 		if err != nil {
 			f.t.Fatal(err)
@@ -215,8 +218,8 @@ func (b battle) timeouts() {
 		documented := strings.Contains(string(text), "EXTEND_TIMEOUT_USEC")
 		verdict := func(what string, took time.Duration) []string {
 			f.t.Logf("%s took %v", what, took.Round(time.Second/10))
-			if took > 15*time.Second && !documented {
-				return []string{fmt.Sprintf("%s took %v where 3 s are given, and SECURITY.md does not say so", what, took)}
+			if took > 20*time.Second && !documented {
+				return []string{fmt.Sprintf("%s took %v where a few seconds are given, and SECURITY.md does not say so", what, took)}
 			}
 			return nil
 		}
@@ -224,12 +227,15 @@ func (b battle) timeouts() {
 		begin := time.Now()
 		f.try("systemctl", "start", n.name)
 		f.judge(verdict("a start", time.Since(begin))...)
+		if !thorough() {
+			return
+		}
 		n.writeHome("attack", prelude+`
 			trap '$attacker send 1 EXTEND_TIMEOUT_USEC=25000000 STOPPING=1' TERM
 			conmon /usr/bin/conmon; claim $pid
 			$attacker send 1 READY=1
 			while :; do sleep 0.2; done`)
-		f.try("systemctl", "start", n.name)
+		f.systemctl("start", n.name)
 		begin = time.Now()
 		f.try("systemctl", "stop", n.name)
 		f.judge(verdict("a stop", time.Since(begin))...)

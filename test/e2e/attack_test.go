@@ -58,6 +58,10 @@ func TestAttack(t *testing.T) {
 
 var raceTime = flag.Duration("race-time", 3*time.Second, "how `LONG` TestAttack tries each race, at most")
 
+// thorough reports whether there is time for everything, as in make attack: else at
+// least one case of each kind is tried.
+func thorough() bool { return *raceTime >= 20*time.Second }
+
 // tally counts, for each stack and case, what was tried and what was held.
 type tally struct {
 	mutex sync.Mutex
@@ -236,7 +240,7 @@ func (u user) stage(mode string, template bool) unit {
 		file = u.name + "-stage@.service"
 		n.name = u.name + "-stage@" + mode + ".service"
 	}
-	u.write(path.Join(unitDir, file), fmt.Sprintf("[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sh %s/attack\nTimeoutStartSec=20\nTimeoutStopSec=2\n", u.home()))
+	u.write(path.Join(unitDir, file), fmt.Sprintf("[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/sh %s/attack\nTimeoutStartSec=60\nTimeoutStopSec=2\n", u.home()))
 	u.run("oci-mainpid", "generate", "--user="+u.name, "--cgroup="+mode, path.Join(unitDir, file))
 	edited := n
 	edited.name = file

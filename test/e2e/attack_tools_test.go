@@ -97,14 +97,16 @@ func (b battle) tools() {
 		u := f.user()
 		n := u.podmanUnit(service{mode: "mixed"})
 		n.start()
-		// The overlay asks the other one with the rights of who mounted it, so nothing
-		// keeps root out.
+		// The overlay asks what is below it with the rights of who mounted it, so nothing
+		// keeps root out. The first of the two that are below is stopped, so that the
+		// second one takes requests and never answers.
 		u.background("hang", `
-			rm -rf hang; mkdir -p hang/low hang/up hang/work hang/fuse hang/more hang/mnt; cd hang
+			rm -rf hang; mkdir -p hang; cd hang; mkdir low up1 work1 first up2 work2 second more mnt
 			cp $attacker low/conmon; : >log; mkdir low/hooks.d
 			exec unshare --user --map-root-user --mount sh -ec '
-				fuse-overlayfs -o lowerdir=low,upperdir=up,workdir=work,timeout=0 fuse
-				mount -t overlay overlay -o lowerdir=fuse:more mnt
+				fuse-overlayfs -o lowerdir=low,upperdir=up1,workdir=work1,timeout=0 first
+				fuse-overlayfs -o lowerdir=first,upperdir=up2,workdir=work2,timeout=0 second
+				mount -t overlay overlay -o lowerdir=second:more mnt
 				`+asConmonOf(n.name, "mnt/conmon signals log")+` &
 				echo $! >pid
 				wait'`)
@@ -128,8 +130,8 @@ func (b battle) tools() {
 		u := f.user()
 		n := u.podmanUnit(service{mode: "mixed"})
 		n.start()
-		crowd := 600
-		if *raceTime >= 20*time.Second {
+		crowd := 1200
+		if thorough() {
 			crowd = 6000
 		}
 		u.background("crowd", fmt.Sprintf(`
@@ -152,25 +154,22 @@ func (b battle) tools() {
 		n.systemctl("daemon-reload")
 		const size = 980_000
 		fill := func(item string) string { return strings.Repeat(item, size/len(item)) }
-		for name, text := range map[string]string{
-			"one list":           "[engine]\nhooks_dir = [" + fill(`"/x",`) + "]\n",
-			"lists in lists":     "[engine]\nhooks_dir = " + fill("[") + "\n",
-			"a key of many":      fill("a.") + "a = 1\n",
-			"many keys":          "[engine]\n" + fill("hooks_dir = []\n"),
-			"many tables":        fill("[engine]\n"),
-			"comments in a list": "[engine]\nhooks_dir = [\n" + fill("#\n") + "]\n",
-			"escapes":            "[engine]\nhooks_dir = [\"" + fill(`\u0041`) + "\"]\n",
-			"appended":           "[engine]\nhooks_dir = [" + fill("{append=true},") + "]\n",
+		for _, c := range []struct{ name, text string }{
+			{"one list", "[engine]\nhooks_dir = [" + fill(`"/x",`) + "]\n"},
+			{"lists in lists", "[engine]\nhooks_dir = " + fill("[") + "\n"},
+			{"a key of many", fill("a.") + "a = 1\n"},
+			{"many keys", "[engine]\n" + fill("hooks_dir = []\n")},
+			{"many tables", fill("[engine]\n")},
+			{"comments in a list", "[engine]\nhooks_dir = [\n" + fill("#\n") + "]\n"},
+			{"escapes", "[engine]\nhooks_dir = [\"" + fill(`\u0041`) + "\"]\n"},
+			{"tables in a list", "[engine]\nhooks_dir = [" + fill("{append=true},") + "]\n"},
 		} {
-			u.writeHome(".config/containers/containers.conf", text)
+			u.writeHome(".config/containers/containers.conf", c.text)
 			wrong, _ := f.excessOf("oci-mainpid", "check", n.name)
 			for i := range wrong {
-				wrong[i] = name + ": " + wrong[i]
+				wrong[i] = c.name + ": " + wrong[i]
 			}
 			f.judge(wrong...)
-			if len(wrong) > 0 {
-				break
-			}
 		}
 	})
 	b.fight("many directories of hooks with many names of large files", func(f fight) {
@@ -232,7 +231,7 @@ func (b battle) journals() {
 	stage := b.user().stage("mixed", false)
 	const reason = "runs as UID 0, not as the unit's user"
 	for _, c := range []struct{ name, script string }{
-		{"one entry of 480 KB", `$attacker journal 1 480000 large`},
+		{"one entry of 130 KB, for which journalctl prints 480 KB", `$attacker journal 1 130000 large`},
 		{"ten entries of 700 KB", `$attacker journal 10 700000 large`},
 		{"5,200 small entries", `$attacker journal 5200 10 small`},
 		{"one field of 480 KB", `$attacker journal 1 10 small LARGE=$(head -c 120000 /dev/zero | tr '\0' x) LARGER=$(head -c 120000 /dev/zero | tr '\0' x)`},
@@ -249,14 +248,15 @@ func (b battle) journals() {
 	}
 	b.fight("explain, after the user's messages in the name of others", func(f fight) {
 		n := stage.in(f.machine)
-		for _, who := range []string{"notify-mainpid", "systemd", "oci-mainpid-hook", "podman", "conmon"} {
+		for _, who := range []string{"notify-mainpid", "systemd", "took", "oci-mainpid"} {
 			n.attempt(`
-				$attacker journal 1 0 "Supervising process 4242 which is not our child." SYSLOG_IDENTIFIER=`+who+` UNIT=`+n.name+` OBJECT_SYSTEMD_UNIT=`+n.name+` INVOCATION_ID=$INVOCATION_ID
-				$attacker journal 1 0 "`+n.name+`: conmon 4242 of container x (forged) is the main process" SYSLOG_IDENTIFIER=`+who+` UNIT=`+n.name+` INVOCATION_ID=$INVOCATION_ID CONMON_PID=4242 MESSAGE_ID=`+message.MainProcess.ID+`
+				fields="SYSLOG_IDENTIFIER=`+who+` UNIT=`+n.name+` OBJECT_SYSTEMD_UNIT=`+n.name+` INVOCATION_ID=$INVOCATION_ID CONMON_PID=4242"
+				$attacker journal 1 0 "Supervising process 4242 which is forged" $fields
+				$attacker journal 1 0 "conmon 4242 is forged is the main process" $fields MESSAGE_ID=`+message.MainProcess.ID+`
 				claim 1`, nil)
 			_, out := f.excessOf("oci-mainpid", "explain", n.name)
 			var wrong []string
-			if found := regexp.MustCompile(`(?m)^.*\btook\b.*$`).FindString(out); found != "" {
+			if found := regexp.MustCompile(`(?m)^.*\btook\b.*$|^.*\b(notify-mainpid|systemd|oci-mainpid)\b.*4242.*$`).FindString(out); found != "" {
 				wrong = append(wrong, "as "+who+": "+found)
 			}
 			if !strings.Contains(strings.Join(strings.Fields(out), " "), reason) {
@@ -277,7 +277,7 @@ func (b battle) journals() {
 			if made := f.run("ls", "-A", "/etc/attacked"); made != "" {
 				wrong = append(wrong, fmt.Sprintf("%s: made %s\n%v", file, made, r))
 			}
-			if r.status == 0 && file != "link/../attacked/x.svg" {
+			if r.status == 0 {
 				wrong = append(wrong, fmt.Sprintf("%s: %v", file, r))
 			}
 			f.judge(wrong...)
@@ -311,16 +311,16 @@ func (b battle) controls() {
 	b.fight("control characters in a container's name", func(f fight) {
 		u := f.user()
 		n := u.stage("mixed", false)
+		placeholder := strings.Repeat("n", len(f.run("printf", evil)))
 		o := n.attempt(`
 			name=$(printf '`+evil+`')
-			conmon() {
-				/usr/bin/conmon --api-version 1 --full-attach --sync -c "$name" -u "$name" -n "$name" -r ~/runtime -b ~/bundle -p ~/bundle/pid -l k8s-file:log </dev/null >/dev/null 2>&1 3>&- &
-				pid=$!
-				until [ -n "$(cat /proc/$pid/task/$pid/children)" ]; do sleep 0.01; done
-			}
 			$attacker journal 1 0 "$name" SYSLOG_IDENTIFIER="$name"
 			echo "$name"
-			conmon; claim $pid`, nil)
+			/usr/bin/conmon --api-version 1 --full-attach --sync -c x -u x -n `+placeholder+` -r ~/runtime -b ~/bundle -p ~/bundle/pid -l k8s-file:log </dev/null >/dev/null 2>&1 3>&- &
+			pid=$!
+			until [ -n "$(cat /proc/$pid/task/$pid/children)" ]; do sleep 0.01; done
+			$attacker replace cmdline $pid `+placeholder+` "$name"
+			claim $pid`, nil)
 		for _, args := range [][]string{
 			{"status"}, {"status", "--format=json"}, {"status", "--format=prometheus"}, {"status", n.name},
 			{"check", n.name}, {"check", "--format=json", n.name}, {"explain", n.name}, {"explain", "--svg=/var/tmp/drawing.svg", n.name},

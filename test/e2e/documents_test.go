@@ -217,7 +217,7 @@ var settings = map[page]setting{
 	},
 	"docs/notify-mainpid.8.md": {
 		before: map[string]func(r *reader, b block){
-			"OpenFile=/run/oci-mainpid/web.service/mainpid:mainpidfile": func(r *reader, _ block) {
+			"OpenFile=/run/oci-mainpid/users/1000/web.service/mainpid:mainpidfile": func(r *reader, _ block) {
 				r.readmeUnit(webService)
 				r.run("oci-mainpid", "generate", "--user=web", webService)
 				r.systemctl("daemon-reload")
@@ -240,7 +240,7 @@ var settings = map[page]setting{
 				}
 			},
 		},
-		excerpts: map[string]string{"OpenFile=/run/oci-mainpid/web.service/mainpid:mainpidfile": webService + ".d/50-oci-mainpid.conf"},
+		excerpts: map[string]string{"OpenFile=/run/oci-mainpid/users/1000/web.service/mainpid:mainpidfile": webService + ".d/50-oci-mainpid.conf"},
 	},
 	"docs/rootful-to-rootless.md": {
 		before: map[string]func(r *reader, b block){

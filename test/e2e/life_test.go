@@ -115,6 +115,10 @@ func TestFiles(t *testing.T) {
 			if got, want := m.run("findmnt", "--noheadings", "--output=FSTYPE,OPTIONS", "/run/oci-mainpid"), "tmpfs rw,nosuid,nodev,noexec,relatime,size=32768k,nr_inodes=16384,mode=711"; got != want {
 				m.t.Errorf("/run/oci-mainpid is %q, want %q", got, want)
 			}
+			users := "/run/oci-mainpid/users/" + n.uid
+			if got, want := m.run("findmnt", "--noheadings", "--output=FSTYPE,OPTIONS", users), "tmpfs rw,nosuid,nodev,noexec,relatime,size=4096k,nr_inodes=4096,mode=711"; got != want {
+				m.t.Errorf("%s is %q, want %q", users, got, want)
+			}
 		})
 		m.subtest("in /run where that is masked", func(m machine) {
 			const mount = `run-oci\x2dmainpid.mount`

@@ -84,11 +84,11 @@ func TestSELinux(t *testing.T) {
 			}
 		}
 		for path, want := range map[string]string{
-			"/run/oci-mainpid":                     "oci_mainpid_runtime_t",
-			"/run/oci-mainpid/web.service/mainpid": "oci_mainpid_runtime_t",
-			helperProgram:                          "bin_t",
-			hookProgram:                            "bin_t",
-			"/usr/bin/oci-mainpid":                 "bin_t",
+			"/run/oci-mainpid": "oci_mainpid_runtime_t",
+			"/run/oci-mainpid/users/1000/web.service/mainpid": "oci_mainpid_runtime_t",
+			helperProgram:          "bin_t",
+			hookProgram:            "bin_t",
+			"/usr/bin/oci-mainpid": "bin_t",
 		} {
 			if got := m.run("matchpathcon", "-n", "-f", "/etc/selinux/default/contexts/files/file_contexts", path); got != "system_u:object_r:"+want+":s0" {
 				m.t.Errorf("%s: %s", path, got)

@@ -153,9 +153,12 @@ func (n unit) editDropin(old, new string) {
 	n.write(file, edited)
 }
 
-// dir is where the unit's mainpid and result files are.
-func (n unit) dir() string         { return "/run/oci-mainpid/" + n.name }
-func (n unit) mainPIDFile() string { return n.dir() + "/mainpid" }
+// dir is where the unit's result file is.
+func (n unit) dir() string { return "/run/oci-mainpid/" + n.name }
+
+// userDir is where the unit's mainpid file is.
+func (n unit) userDir() string     { return "/run/oci-mainpid/users/" + n.uid + "/" + n.name }
+func (n unit) mainPIDFile() string { return n.userDir() + "/mainpid" }
 func (n unit) resultFile() string  { return n.dir() + "/result" }
 
 func (n unit) start() {
@@ -275,7 +278,7 @@ func (n unit) assertGone() {
 	const remains = `
 		find /sys/fs/cgroup/system.slice -path "*/$1/*" -name cgroup.procs -exec cat {} + || :
 		ps --no-headers -o pid,args -U "$2" | grep -E '[c]onmon|[s]leep 1000|[c]run|[r]unc' || :
-		ls -d "/run/oci-mainpid/$1" 2>/dev/null || :`
+		ls -d "/run/oci-mainpid/$1" "/run/oci-mainpid/users/$2/$1" 2>/dev/null || :`
 	// What podman has conmon run at the end may still be at it.
 	var left string
 	for deadline := time.Now().Add(soon); ; time.Sleep(20 * time.Millisecond) {

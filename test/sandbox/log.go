@@ -13,6 +13,7 @@ import (
 func newLog(w io.Writer, suite Suite) *logrus.Entry {
 	logger := logrus.New()
 	logger.Out = cmp.Or(w, io.Discard)
+	logger.Formatter = &logrus.TextFormatter{DisableTimestamp: true}
 	return logger.WithField("suite", suite)
 }
 

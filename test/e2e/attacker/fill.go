@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io/fs"
 	"os"
@@ -99,8 +100,8 @@ func watchTree(dir string) (<-chan struct{}, error) {
 			}
 			for at := 0; at+unix.SizeofInotifyEvent <= n; {
 				// struct inotify_event in inotify(7).
-				wd := int32(nativeUint32(b[at:]))
-				mask, length := nativeUint32(b[at+4:]), int(nativeUint32(b[at+12:]))
+				wd := int32(binary.NativeEndian.Uint32(b[at:]))
+				mask, length := binary.NativeEndian.Uint32(b[at+4:]), int(binary.NativeEndian.Uint32(b[at+12:]))
 				name := unix.ByteSliceToString(b[at+unix.SizeofInotifyEvent : at+unix.SizeofInotifyEvent+length])
 				at += unix.SizeofInotifyEvent + length
 				if mask&unix.IN_IGNORED != 0 {

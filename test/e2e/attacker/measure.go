@@ -2,22 +2,16 @@ package main
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/journal"
 	"golang.org/x/sys/unix"
 )
-
-func nativeUint32(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
 
 // How long a process may take to end when it gets SIGTERM, and SIGKILL.
 const (
@@ -92,39 +86,15 @@ func mute(args []string) error {
 		return err
 	}
 	fmt.Println("ready")
-	var held []net.Conn
 	for {
+		// Descriptors of connections that nothing refers to are closed.
 		c, err := l.Accept()
 		if err != nil {
 			return errors.Join(err, l.Close())
 		}
-		held = append(held, c)
+		go func() {
+			defer c.Close()
+			idle()
+		}()
 	}
-}
-
-// journal TIMES SIZE MESSAGE [FIELD=VALUE...] sends an entry that many times to
-// the journal, the message filled up to that size with dots.
-func sendJournal(args []string) error {
-	times, err := strconv.Atoi(args[0])
-	if err != nil {
-		return err
-	}
-	size, err := strconv.Atoi(args[1])
-	if err != nil {
-		return err
-	}
-	message := args[2] + strings.Repeat(".", max(0, size-len(args[2])))
-	fields := map[string]string{}
-	for _, arg := range args[3:] {
-		name, value, _ := strings.Cut(arg, "=")
-		fields[name] = value
-	}
-	for range times {
-		if err := journal.Send(message, journal.PriNotice, fields); err != nil {
-			return err
-		}
-	}
-	// journald must still find this process.
-	time.Sleep(300 * time.Millisecond)
-	return nil
 }
