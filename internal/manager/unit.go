@@ -237,8 +237,8 @@ func (u *Unit) Kube() bool {
 	return require == string(conmonbridge.RequireKube)
 }
 
-// Conmon returns the paths that conmon of the unit may have: the one of the command
-// line of notify-mainpid(8), or those where podman looks.
+// Conmon returns the paths that the executable of the unit's conmon may have: --conmon=
+// in the command line of notify-mainpid(8), or else the paths where podman looks.
 func (u *Unit) Conmon() []string {
 	notifier, _ := u.Notifier()
 	if path, ok := notifier.option("--conmon"); ok {

@@ -49,7 +49,7 @@ func WriteTable(o *terminal.Output, services []Service, now time.Time) {
 	table.Write(o)
 }
 
-// replacedText is what to know of a conmon that was replaced since.
+// replacedText is the note on a conmon whose file was replaced after its start.
 const replacedText = "conmon was replaced since (package upgrade): the new one comes with the next start"
 
 func (s Service) state() (string, terminal.Style) {
