@@ -76,10 +76,17 @@ func run(c config) error {
 				return err
 			}
 		}
+		if err := endLeftOver(c); err != nil {
+			return err
+		}
 		c.log.Step("making %s, of UID %d, and %s", c.mainPIDFile, owner, c.resultFile)
 		return handover.Prepare(c.mainPIDFile, c.resultFile, owner)
 	case "forget":
 		c.log.Step("removing %s and %s", c.mainPIDFile, c.resultFile)
+		// The record stays where something is left, for the next start.
+		if err := endLeftOver(c); err != nil {
+			return err
+		}
 		return handover.Forget(c.mainPIDFile, c.resultFile)
 	}
 	files, err := handover.OpenHandover(c.mainPIDFile, c.resultFile)

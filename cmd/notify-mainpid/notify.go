@@ -57,7 +57,7 @@ func notify(c config, files *handover.Handover) error {
 	}
 	c.log.Step("the mainpid file has %d, after %v", pid, time.Since(start).Round(time.Microsecond))
 	c.log.Add(message.ConmonPID, strconv.Itoa(pid))
-	err = c.take(manager, pid, conmonbridge.Expected{
+	err = c.take(manager, files, pid, conmonbridge.Expected{
 		Requirement:  c.require,
 		UID:          uid,
 		InvocationID: invocation,
@@ -71,7 +71,7 @@ func notify(c config, files *handover.Handover) error {
 }
 
 // take verifies the process and tells systemd that it is the main process.
-func (c config) take(manager *sdnotify.Client, pid int, want conmonbridge.Expected) error {
+func (c config) take(manager *sdnotify.Client, files *handover.Handover, pid int, want conmonbridge.Expected) error {
 	claim, err := conmonbridge.NewClaim(pid)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errRefused, err)
@@ -112,6 +112,14 @@ func (c config) take(manager *sdnotify.Client, pid int, want conmonbridge.Expect
 	c.log.Step("systemd answered after %v", time.Since(start).Round(time.Microsecond))
 	if err := claim.Alive(); err != nil {
 		return err
+	}
+	if c.require != conmonbridge.RequireUser {
+		if err := record(files, pid, want.UID, container); err != nil {
+			if ended := claim.Alive(); ended != nil {
+				return ended
+			}
+			return fmt.Errorf("record of this start: %w", err)
+		}
 	}
 	c.log.Say(message.MainProcess, c.about()+name+" is the main process", nil)
 	return nil
@@ -180,7 +188,10 @@ func wait(c config, files *handover.Handover) (int, error) {
 		ctx, stop = context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("nothing came within %v", c.timeout))
 		defer stop()
 	}
-	pid, err := files.MainPID(ctx, pidfd)
+	written := make(chan os.Signal, 1)
+	signal.Notify(written, unix.SIGIO)
+	defer signal.Stop(written)
+	pid, err := files.MainPID(ctx, pidfd, written)
 	if errors.Is(err, handover.ErrNoMainPID) {
 		explain := ""
 		if c.unit != "" { // with Cgroup=user podman's messages are not in the unit's log

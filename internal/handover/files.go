@@ -13,14 +13,14 @@ import (
 	"oci-mainpid-hook/internal/regular"
 )
 
-// Prepare makes a unit's mainpid and result file anew, both empty, and the
+// Prepare makes a unit's mainpid file, result file and record anew, all empty, and the
 // directories above them that are missing (mode 0711). The mainpid file
 // belongs to owner, a UID, with mode 0600: to root where podman gets it as a
 // descriptor, to the unit's user where the hook opens it by name. The result
-// file belongs to root, with mode 0644.
+// file belongs to root, with mode 0644, the record (mode 0600) too.
 //
 // Whatever stood in their places is unlinked, never opened. A mainpid file in a
-// UserDir is on a file system of that user's own. After an error neither file is
+// UserDir is on a file system of that user's own. After an error no file is
 // left.
 func Prepare(mainPIDFile, resultFile string, owner int) error {
 	var err error
@@ -33,17 +33,20 @@ func Prepare(mainPIDFile, resultFile string, owner int) error {
 	if err == nil {
 		err = makeFile(resultFile, 0o644, os.Geteuid())
 	}
+	if err == nil {
+		err = makeFile(recordFile(resultFile), 0o600, os.Geteuid())
+	}
 	if err != nil {
 		Forget(mainPIDFile, resultFile) // if Forget fails, it is for the reason in err
 	}
 	return err
 }
 
-// Forget removes what Prepare made: both files, and their directories once they are
+// Forget removes what Prepare made: the files, and their directories once they are
 // empty. It is no error when they are gone already.
 func Forget(mainPIDFile, resultFile string) error {
 	var errs []error
-	for _, path := range []string{mainPIDFile, resultFile} {
+	for _, path := range []string{mainPIDFile, recordFile(resultFile), resultFile} {
 		dir, err := openParent(path, false)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

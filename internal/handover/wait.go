@@ -46,7 +46,7 @@ func (h *Handover) Close() {
 }
 
 // watch watches the mainpid file.
-func (h *Handover) watch() (*watch, error) {
+func (h *Handover) watch(written <-chan os.Signal) (*watch, error) {
 	parent, err := openParent(h.mainPID.Name(), false)
 	if err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func (h *Handover) watch() (*watch, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := watchDirectory(dir)
+	w, err := watchDirectory(dir, written)
 	if err != nil {
 		unix.Close(dir)
 	}
@@ -72,8 +72,9 @@ var ErrPodmanEnded = errors.New("podman or its container has ended")
 
 // MainPID waits until the mainpid file holds a PID, and returns it. It stops
 // waiting when ctx is done, and when podman ends: a pidfd (pidfd_open(2)), -1 if
-// unknown. Contents that cannot become a PID are an error at once.
-func (h *Handover) MainPID(ctx context.Context, podman int) (int, error) {
+// unknown. written gets this process' SIGIO (signal.Notify), by which the kernel tells
+// of a write; the hook, which shares this package, need not import os/signal. Contents that cannot become a PID are an error at once.
+func (h *Handover) MainPID(ctx context.Context, podman int, written <-chan os.Signal) (int, error) {
 	var w *watch
 	for armed, ended := false, false; ; {
 		pid, err := h.readMainPID()
@@ -84,7 +85,7 @@ func (h *Handover) MainPID(ctx context.Context, podman int) (int, error) {
 			return 0, fmt.Errorf("%w %s: %w", ErrNoMainPID, h.mainPID.Name(), ErrPodmanEnded)
 		case !armed:
 			if w == nil { // most starts need none
-				if w, err = h.watch(); err != nil {
+				if w, err = h.watch(written); err != nil {
 					return 0, fmt.Errorf("watch %s: %w", h.mainPID.Name(), err)
 				}
 				defer w.close()

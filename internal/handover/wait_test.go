@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,14 @@ func openHandover(t *testing.T) (h *Handover, mainPID, result string) {
 	}
 	t.Cleanup(h.Close)
 	return h, mainPID, result
+}
+
+// written is what MainPID is told of writes by.
+func written(t *testing.T) <-chan os.Signal {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGIO)
+	t.Cleanup(func() { signal.Stop(signals) })
+	return signals
 }
 
 func deadline(t *testing.T, d time.Duration) context.Context {
@@ -49,7 +58,7 @@ func TestHandoverMainPID(t *testing.T) {
 	t.Run("there already", func(t *testing.T) {
 		h, mainPID, _ := openHandover(t)
 		appendTo(t, mainPID, "1234\n")
-		if pid, err := h.MainPID(deadline(t, 10*time.Second), -1); pid != 1234 || err != nil {
+		if pid, err := h.MainPID(deadline(t, 10*time.Second), -1, written(t)); pid != 1234 || err != nil {
 			t.Errorf("got %d, %v", pid, err)
 		}
 	})
@@ -61,14 +70,14 @@ func TestHandoverMainPID(t *testing.T) {
 				appendTo(t, mainPID, part)
 			}
 		}()
-		if pid, err := h.MainPID(deadline(t, 10*time.Second), -1); pid != 1234 || err != nil {
+		if pid, err := h.MainPID(deadline(t, 10*time.Second), -1, written(t)); pid != 1234 || err != nil {
 			t.Errorf("got %d, %v", pid, err)
 		}
 	})
 	t.Run("nothing within the time", func(t *testing.T) {
 		h, mainPID, _ := openHandover(t)
 		start := time.Now()
-		_, err := h.MainPID(deadline(t, 50*time.Millisecond), -1)
+		_, err := h.MainPID(deadline(t, 50*time.Millisecond), -1, written(t))
 		if !errors.Is(err, ErrNoMainPID) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), mainPID) {
 			t.Errorf("got %v", err)
 		}
@@ -95,7 +104,7 @@ func TestHandoverMainPID(t *testing.T) {
 				}
 			}
 		}()
-		if _, err := h.MainPID(deadline(t, 100*time.Millisecond), -1); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := h.MainPID(deadline(t, 100*time.Millisecond), -1, written(t)); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -105,7 +114,7 @@ func TestHandoverMainPID(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h, mainPID, _ := openHandover(t)
 			appendTo(t, mainPID, contents)
-			pid, err := h.MainPID(deadline(t, 10*time.Second), -1)
+			pid, err := h.MainPID(deadline(t, 10*time.Second), -1, written(t))
 			if err == nil || errors.Is(err, ErrNoMainPID) || !strings.Contains(err.Error(), mainPID) || len(err.Error()) > 300 {
 				t.Errorf("got %d, %v", pid, err)
 			}
@@ -136,7 +145,7 @@ func TestHandoverPodmanEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer unix.Close(pidfd)
-			pid, err := h.MainPID(deadline(t, 20*time.Second), pidfd)
+			pid, err := h.MainPID(deadline(t, 20*time.Second), pidfd, written(t))
 			if pid != c.want || (c.want == 0) != errors.Is(err, ErrPodmanEnded) {
 				t.Errorf("got %d, %v", pid, err)
 			}
@@ -284,7 +293,7 @@ func TestManyWait(t *testing.T) {
 		waiting.Add(1)
 		go func() {
 			defer waiting.Done()
-			if pid, err := h.MainPID(ctx, -1); pid != 1000+i || err != nil {
+			if pid, err := h.MainPID(ctx, -1, written(t)); pid != 1000+i || err != nil {
 				t.Errorf("unit %d: got %d, %v", i, pid, err)
 			}
 		}()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/signal"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,19 +40,23 @@ const dnModify = 0x2
 // watchDirectory watches the files in a directory for writes (F_NOTIFY, fcntl(2)),
 // and keeps the descriptor. All of root's processes share 128 instances of inotify
 // (fs.inotify.max_user_instances), of which a notify-mainpid takes none: any number
-// of units may wait at once.
-func watchDirectory(dir int) (*watch, error) {
+// of units may wait at once. The kernel's signal, SIGIO, comes by the channel.
+func watchDirectory(dir int, signals <-chan os.Signal) (*watch, error) {
 	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, err
 	}
-	signals, stopped := make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(signals, unix.SIGIO)
+	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
-		for range signals {
-			unix.Write(event, one)
+		defer close(stopped)
+		for {
+			select {
+			case <-signals:
+				unix.Write(event, one)
+			case <-stop:
+				return
+			}
 		}
-		close(stopped)
 	}()
 	return &watch{
 		fd: event,
@@ -63,8 +66,7 @@ func watchDirectory(dir int) (*watch, error) {
 		},
 		close: func() {
 			unix.Close(dir)
-			signal.Stop(signals)
-			close(signals)
+			close(stop)
 			<-stopped
 			unix.Close(event)
 		},

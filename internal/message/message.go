@@ -46,6 +46,8 @@ var (
 	NotTold = Kind{"011539b14d1a445d9d87761a6a0bd3ba", NotifyMainPID, priorityError, "man:notify-mainpid(8)"}
 	// HelperFailed: notify-mainpid could not do its work for another reason.
 	HelperFailed = Kind{"32f5758b780a4b94b9ba7816bf407004", NotifyMainPID, priorityError, "man:notify-mainpid(8)"}
+	// LeftOverEnded: a stop had left processes of the container, which were killed.
+	LeftOverEnded = Kind{"d1c6a0c7e7f0477a8f0e6c5d0b3ba94e", NotifyMainPID, priorityWarning, "man:notify-mainpid(8)"}
 	// HookFailed: the hook could not deliver the PID.
 	HookFailed = Kind{"95ed36b842384a5483a87fe5883dae53", Hook, priorityError, "man:oci-mainpid-hook(8)"}
 	// UnitRefused: the generator keeps a unit from starting.
@@ -63,4 +65,4 @@ var (
 var Step = Kind{Priority: priorityDebug}
 
 // Kinds are all kinds with an ID.
-var Kinds = []Kind{MainProcess, Refused, NoMainPID, NotTold, HelperFailed, HookFailed, UnitRefused, UnitWarning, GeneratorFailed, NotStarted}
+var Kinds = []Kind{MainProcess, Refused, NoMainPID, NotTold, HelperFailed, LeftOverEnded, HookFailed, UnitRefused, UnitWarning, GeneratorFailed, NotStarted}

@@ -98,6 +98,7 @@ var rules = []rule{
 	{byRoot, `^oci-mainpid: .*: not started: `, Refused, "oci-mainpid keeps the unit from starting; correct that, then: systemctl daemon-reload", "", 90, &message.NotStarted},
 	{byRoot, `notify-mainpid: .*refused: `, Refused, "the process is not what the unit's main process must be: see notify-mainpid(8)", "", 80, &message.Refused},
 	{byRoot, `notify-mainpid: .*no PID in the mainpid file`, Failed, "the hook did not write: podman did not start a container, or does not run the hook; see oci-mainpid check", "", rankNoPID, &message.NoMainPID},
+	{byRoot, `notify-mainpid: .*ended what was left of`, None, "", "", 0, &message.LeftOverEnded},
 	{byRoot, `notify-mainpid: .* is the main process$`, Took, "", "", 0, &message.MainProcess},
 	{byRoot, `notify-mainpid: `, Failed, "", "", 70, &message.HelperFailed},
 	{byRoot, `notify-mainpid: `, Failed, "", "", 70, &message.NotTold},
