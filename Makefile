@@ -108,6 +108,8 @@ MAINTAINER ?= The oci-mainpid-hook maintainers <maintainers@oci-mainpid-hook.inv
 HOMEPAGE   ?=
 PACKAGE    := bin/package
 DOCDIR     := $(PACKAGE)/usr/share/doc/oci-mainpid-hook
+# README and the guides, laid out as here, so that their links lead somewhere.
+PAGES      := README.md SECURITY.md ARCHITECTURE.md CONTRIBUTING.md
 
 package-root: sbom
 	rm -rf $(PACKAGE)
@@ -117,6 +119,9 @@ package-root: sbom
 	$(INSTALL) -D -m 644 -t $(DOCDIR)/sbom bin/sbom/*
 	gzip -9nc CHANGELOG.md >$(DOCDIR)/changelog.gz
 	chmod 644 $(DOCDIR)/changelog.gz
+	$(INSTALL) -D -m 644 -t $(DOCDIR) $(PAGES)
+	$(INSTALL) -D -m 644 -t $(DOCDIR)/docs docs/*.md
+	sed -i 's|(LICENSE)|(copyright)|; s|(CHANGELOG.md)|(changelog.gz)|' $(DOCDIR)/README.md
 	printf -- '- semver: "%s-1"\n  date: %s\n  packager: "%s"\n  changes: [{note: "Version %s. See changelog.gz."}]\n  deb: {urgency: medium, distributions: [unstable]}\n' \
 		'$(PACKAGE_VERSION)' "$$(date --utc --date=@$(SOURCE_DATE_EPOCH) +%FT%TZ)" '$(MAINTAINER)' '$(VERSION)' >bin/changelog.yaml
 

@@ -6,23 +6,33 @@ set -e
 case $1 in remove | 0) ;; *) exit 0 ;; esac
 say() { echo "oci-mainpid-hook: $*" >&2; }
 
-files=$(grep -Rls --devices=skip '^\[X-MainPID\]' /etc/containers/systemd /run/containers/systemd /usr/share/containers/systemd || :)
+# The user stands in the Quadlet file itself, so none of these units becomes root's.
+files=$(oci-mainpid quadlet-files || :)
 if [ -n "$files" ]; then
-	say "without this package Quadlet does not know [X-MainPID], and starts as root what these files describe; remove them, or mask their units:"
-	echo "$files" >&2
+	say "without this package, the units of these Quadlet files fail to start, and none runs as root:"
+	printf '%s\n' "$files" | while IFS= read -r file; do
+		echo "  $file: to remove its unit, type: rm '$file'" >&2
+	done
+	say "to run such a unit as root instead, delete User= in [Service] of its file"
 fi
-# Drop-ins of oci-mainpid generate. They stay: without its drop-in, a unit that
-# has no User= of its own would run as root.
-files=
-for file in /etc/systemd/system/*.service.d/50-oci-mainpid.conf; do
-	case $file in */user@* | */user-runtime-dir@*) continue ;; esac # after-remove.sh
-	! grep -qs '^# Made by oci-mainpid' "$file" || files="$files$file
-"
+# The drop-ins that oci-mainpid generate made for services. They stay: without its
+# drop-in, a unit file that has no User= of its own would be root's.
+found=
+for dropin in /etc/systemd/system/*.service.d/50-oci-mainpid.conf; do
+	case $dropin in */user@* | */user-runtime-dir@*) continue ;; esac # after-remove.sh
+	[ -f "$dropin" ] && read -r origin <"$dropin" || continue
+	unit=${dropin%.d/*}
+	unit=${unit##*/}
+	case $origin in
+	"# Made by oci-mainpid generate"*.service | "# Made by oci-mainpid generate"*.service\") advice="to keep $unit from being started, type: systemctl disable '$unit'" ;;
+	"# Made by oci-mainpid generate"*) advice="its Quadlet file has the user, so type: rm '$dropin'" ;;
+	*) continue ;;
+	esac
+	[ -n "$found" ] || say "without this package, the units of these drop-ins fail to start, and none runs as root:"
+	found=yes
+	echo "  $dropin: $advice" >&2
 done
-if [ -n "$files" ]; then
-	say "the units of these drop-ins fail without this package. A unit whose drop-in you delete runs as the User= of its own, or else as root:"
-	printf %s "$files" >&2
-fi
+[ -z "$found" ] || say "write User= into a unit file before you delete its drop-in: a unit file without User= is root's"
 
 [ -d /run/systemd/system ] || exit 0
 set --

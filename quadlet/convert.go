@@ -18,8 +18,8 @@ import (
 	"oci-mainpid-hook/internal/unitfile"
 )
 
-// quadletPaths is where Quadlet's generator is: as systemd looks for it, and
-// where distributions keep the program itself.
+// quadletPaths are the paths where Quadlet's generator may be: first where systemd
+// looks for generators, then where distributions keep the program itself.
 var quadletPaths = []string{
 	"/run/systemd/system-generators/podman-system-generator",
 	"/etc/systemd/system-generators/podman-system-generator",
@@ -30,11 +30,12 @@ var quadletPaths = []string{
 	"/usr/lib/podman/quadlet",
 }
 
-// ErrNoQuadlet is returned where podman's generator is not installed.
+// ErrNoQuadlet says that Quadlet's generator is not installed.
 var ErrNoQuadlet = errors.New("Quadlet's generator, podman-system-generator, is not installed")
 
 // FindQuadlet returns the path of Quadlet's generator. masked says that the
-// administrator turned it off, by a link to /dev/null.
+// administrator turned it off by a link to /dev/null, systemd.generator(7). The error
+// is ErrNoQuadlet.
 func FindQuadlet() (path string, masked bool, err error) {
 	for _, path := range quadletPaths {
 		info, err := os.Stat(path)
@@ -51,32 +52,34 @@ func FindQuadlet() (path string, masked bool, err error) {
 
 // Converted is one service that Quadlet makes.
 type Converted struct {
-	// Name is the service's.
+	// Name is the service's name, such as web.service.
 	Name string
 	// Source is the path of the Quadlet file.
 	Source string
 	Unit   *unitfile.File
-	// Err says why systemd cannot read the service; then Unit is empty.
+	// Err says why systemd could not read the service. Then Unit is empty.
 	Err error
 }
 
-// File is the Quadlet file's name, by which others refer to it.
+// File returns the Quadlet file's name, by which other files reference it.
 func (c *Converted) File() string { return filepath.Base(c.Source) }
 
-// Convert runs Quadlet's generator without effect and returns the services that
-// it would write, and the lines that it logged. unitDirs, if not empty, are read
-// rather than the system's. Quadlet's complaint about one file is no error.
+// Convert runs Quadlet's generator with --dryrun. It returns the services that the
+// generator would write, and the lines that it logged. unitDirs, if not empty, are
+// read instead of the system's directories. A complaint of Quadlet's about one file
+// is no error. The error says that the generator could not be run, or did not end
+// before ctx did.
 //
-// Each service has its Source and our section, also where an old Quadlet does
-// not write SourcePath= or does not read drop-ins.
+// Each service has its Source and our section, even if an old Quadlet writes no
+// SourcePath= or reads no drop-ins.
 func Convert(ctx context.Context, quadlet string, unitDirs []string) (services []Converted, messages []string, err error) {
 	cmd := exec.CommandContext(ctx, quadlet, "--dryrun")
 	cmd.WaitDelay = time.Second
 	if len(unitDirs) > 0 {
 		cmd.Env = append(os.Environ(), "QUADLET_UNIT_DIRS="+strings.Join(unitDirs, ":"))
 	}
-	// Files rather than pipes: reading a pipe would take the processor from
-	// Quadlet a thousand times, for a thousand units.
+	// Files rather than pipes: for a thousand units, reading a pipe would interrupt
+	// Quadlet a thousand times.
 	stdout, err := memoryFile("stdout")
 	if err != nil {
 		return nil, nil, err
@@ -100,7 +103,7 @@ func Convert(ctx context.Context, quadlet string, unitDirs []string) (services [
 		dropins = append(dropins, askingDropins(dir, readNames(dir))...)
 	}
 	err = cmd.Wait()
-	// It exits with 1 when a file is wrong, having printed the others.
+	// If a file is wrong, Quadlet prints the services of the others and exits 1.
 	exit := (*exec.ExitError)(nil)
 	if errors.As(err, &exit) && exit.ExitCode() == 1 {
 		err = nil
@@ -129,9 +132,9 @@ func Convert(ctx context.Context, quadlet string, unitDirs []string) (services [
 	return services, messages, nil
 }
 
-// supplement adds to the services what Quadlet left out. Before podman 5 it
-// names the source of containers and kube units only, and reads no drop-ins.
-// dropins are the names of their directories in which something asks.
+// supplement adds to the services what Quadlet left out. Before podman 5, Quadlet
+// writes SourcePath= for containers and kube units only, and reads no drop-ins.
+// dropins are the names of drop-in directories with a drop-in that asks for a user.
 func supplement(services []Converted, dirs, dropins []string) {
 	var sources map[string]string // by service
 	asked := func(name string) bool { return slices.Contains(dropins, name) }
@@ -165,8 +168,8 @@ func supplement(services []Converted, dirs, dropins []string) {
 	}
 }
 
-// servicesOf returns the Quadlet files in the directories by the service that
-// Quadlet makes of each.
+// servicesOf returns the paths of the Quadlet files in the directories. The keys are
+// the names of the services that Quadlet makes of them.
 func servicesOf(dirs []string) map[string]string {
 	sources := map[string]string{}
 	for name, path := range quadletFiles(dirs) {
@@ -179,7 +182,7 @@ func servicesOf(dirs []string) map[string]string {
 	return sources
 }
 
-// memoryFile returns a file that is nowhere but in memory, memfd_create(2).
+// memoryFile returns a file in memory, memfd_create(2).
 func memoryFile(name string) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
@@ -198,7 +201,8 @@ func readBack(f *os.File) ([]byte, error) {
 	return data, err
 }
 
-// parseDryRun reads "---NAME---" lines, each with the text of a service below.
+// parseDryRun reads the output of Quadlet's --dryrun: lines ---NAME.service---, each
+// followed by the text of that service.
 func parseDryRun(out []byte) ([]Converted, error) {
 	var services []Converted
 	var texts [][]byte

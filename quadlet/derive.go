@@ -16,9 +16,8 @@ import (
 // openFileVersion is the first systemd that has OpenFile=, systemd.service(5).
 const openFileVersion = 253
 
-// derive decides what the unit of a decision needs, and puts that into its drop-in.
-// It fails for a unit that cannot be served; the error says why and what to write
-// instead.
+// derive makes the drop-in that the unit of a decision needs. It fails for a unit that
+// cannot be served. The error says why, and what to write instead.
 func (p *Planner) derive(d *Decision, unit *unitfile.File, madeByQuadlet bool) error {
 	if err := checkServiceName(d.Service); err != nil {
 		return err
@@ -40,8 +39,8 @@ func (p *Planner) derive(d *Decision, unit *unitfile.File, madeByQuadlet bool) e
 	return nil
 }
 
-// checkServiceName fails for the name of a service that cannot have a drop-in of
-// its own.
+// checkServiceName fails if systemd takes no service of that name, or if it would
+// apply the service's drop-ins to other units, too.
 func checkServiceName(name string) error {
 	if err := unitfile.CheckServiceName(name); err != nil {
 		return err
@@ -53,24 +52,24 @@ func checkServiceName(name string) error {
 	return nil
 }
 
-// deriver collects what is learned of a unit.
+// deriver makes the drop-in of one unit.
 type deriver struct {
 	*Decision
-	unit           *unitfile.File // with all drop-ins but ours
-	madeByQuadlet  bool           // and not by a person
+	unit           *unitfile.File // with all drop-ins except ours
+	madeByQuadlet  bool           // rather than written by hand
 	dropin         *dropin.Dropin
-	sockets        []string // the socket units that the service gets descriptors from
+	sockets        []string // the socket units that pass descriptors to the service
 	systemdVersion int      // 0 if unknown
 
-	// lines are the Exec settings as the drop-in wants them. changed says which of
-	// them differ from the unit's.
+	// lines are the Exec settings as the unit shall have them. changed says which of
+	// these settings differ from the unit's own.
 	lines   map[string][]string
 	changed map[string]bool
 
 	main    podmancmd.Podman // of ExecStart=
 	starts  bool             // ExecStart= is a podman that starts a container
-	creates bool             // a podman of the unit's creates its container
-	removes bool             // a podman of the unit's stops or removes it
+	creates bool             // a command of the unit creates its container
+	removes bool             // a command of the unit stops or removes its container
 }
 
 func (d *deriver) derive(programs dropin.Programs) error {
@@ -100,11 +99,12 @@ func (d *deriver) derive(programs dropin.Programs) error {
 	d.serviceType(serviceType, how)
 	var postStart, postStop []string
 	if how.Handshake {
-		// What the unit does once podman is up must not keep podman waiting.
+		// podman waits for notify-mainpid, so that must run before the unit's own
+		// lines.
 		postStart = d.takeExec("ExecStartPost")
 	}
 	if slices.ContainsFunc(d.lines["ExecStopPost"], canFail) {
-		// systemd runs none of the lines behind one that fails.
+		// If a line fails, systemd does not run the lines after it.
 		postStop = d.takeExec("ExecStopPost")
 	}
 	d.repeatExec()
@@ -116,7 +116,7 @@ func (d *deriver) derive(programs dropin.Programs) error {
 	return nil
 }
 
-// readExec reads the unit's command lines and rewrites what must be rewritten.
+// readExec reads the unit's command lines into lines, and rewrites those of podman.
 func (d *deriver) readExec() error {
 	d.lines, d.changed = map[string][]string{}, map[string]bool{}
 	for _, key := range dropin.ExecKeys {
@@ -181,11 +181,12 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 			d.setCgroups(&e, p)
 			d.setLogDriver(&e, p)
 		case p.StartsContainer() && !d.isOneshot():
-			// Another container than the unit's: the hook is to leave it alone.
+			// This starts a container that is not the unit's main one. Without these
+			// variables the hook leaves it alone.
 			wrap(&e, line, c, "/usr/bin/env", "-u "+handover.EnvMainPIDFile+" -u "+handover.EnvResultFile)
 		case p.EntersContainer() && d.Options.Cgroup == dropin.Mixed && !c.AsRoot():
-			// The process starts in the unit's control group, and only root may move
-			// it from there into the container's.
+			// The command starts in the unit's control group. Only root may move a
+			// process from there into the container's control group.
 			wrap(&e, line, c, "/usr/bin/systemd-run", "--user --scope --quiet")
 		}
 		if (key == "ExecStop" || key == "ExecStopPost") && p.RemovesContainer() {
@@ -201,13 +202,13 @@ func (d *deriver) isOneshot() bool {
 	return d.unit.Get("Service", "Type") == "oneshot"
 }
 
-// setCgroups makes podman put the container where the mode says.
+// setCgroups sets podman's --cgroups= as the mode needs it.
 func (d *deriver) setCgroups(e *unitfile.Edits, p podmancmd.Podman) {
 	want := ""
 	value, given := p.Last("cgroups")
 	switch {
 	case value == "disabled":
-		// conmon and the payload stay where podman is, in any mode.
+		// In each mode conmon and the container stay in podman's control group.
 	case d.Options.Cgroup == dropin.Mixed && value == "split":
 		want = "enabled"
 	case d.Options.Cgroup == dropin.User && value == "split":
@@ -262,9 +263,9 @@ func (d *deriver) dropPIDFile(e *unitfile.Edits, p podmancmd.Podman) (removed []
 	return removed
 }
 
-// setLogDriver has the container's output go to the journal, unless the unit's author
-// chose where it goes. Without it podman writes to a file, which --rm removes, if the
-// user may not read the journal.
+// setLogDriver makes podman write the container's output to the journal, unless the
+// unit's author chose a log driver. Otherwise podman would write to a file if the user
+// may not read the journal, and --rm removes that file.
 func (d *deriver) setLogDriver(e *unitfile.Edits, p podmancmd.Podman) {
 	_, driver := p.Last("log-driver")
 	_, options := p.Last("log-opt")
@@ -273,7 +274,7 @@ func (d *deriver) setLogDriver(e *unitfile.Edits, p podmancmd.Podman) {
 	}
 }
 
-// wrap has another program run the command.
+// wrap puts another program with its arguments in front of a command.
 func wrap(e *unitfile.Edits, line string, c unitfile.Command, program, args string) {
 	path := line[c.Path.Start:c.Path.End]
 	if c.HasArgv0() {
@@ -284,7 +285,8 @@ func wrap(e *unitfile.Edits, line string, c unitfile.Command, program, args stri
 	e.Replace(c.Path.Start, c.Path.Start, program+" "+args+" ")
 }
 
-// delivery chooses how the PID travels, and refuses what cannot work.
+// delivery chooses how conmon's PID gets from the hook to systemd. It fails for a
+// unit with which no way works.
 func (d *deriver) delivery(serviceType string) (how dropin.Delivery, err error) {
 	switch serviceType {
 	case "dbus", "idle":
@@ -304,8 +306,8 @@ func (d *deriver) delivery(serviceType string) (how dropin.Delivery, err error) 
 		}
 	}
 	sdnotify, _ := d.main.Last("sdnotify")
-	// Where systemd is old, podman may be, too: before 4.8 it keeps its environment
-	// from conmon, so that it must still be there when conmon is verified.
+	// With an old systemd, podman may be old, too. podman before 4.8 does not pass its
+	// environment to conmon. So podman must still run when conmon is verified.
 	old := d.systemdVersion > 0 && d.systemdVersion < openFileVersion
 	how.Handshake = !notifies || d.Options.Cgroup == dropin.User || old && sdnotify == "conmon"
 	// podman sends READY=1 itself once the runtime has run the hook; a container may
@@ -324,14 +326,15 @@ func (d *deriver) delegate() {
 	}
 }
 
-// serviceType sets when systemd takes the unit for started and whom it listens to.
+// serviceType sets Type=, NotifyAccess= and PIDFile=: when systemd calls the unit
+// started, and from whom it takes messages.
 func (d *deriver) serviceType(serviceType string, how dropin.Delivery) {
 	access := d.unit.Get("Service", "NotifyAccess")
 	if how.Handshake {
 		if serviceType != "exec" {
 			d.dropin.Set("Type", "exec")
 		}
-		// notify-mainpid is one of the unit's control processes.
+		// notify-mainpid is a control process of the unit, which "exec" admits.
 		if access != "exec" && access != "all" {
 			d.dropin.Set("NotifyAccess", "exec")
 		}
@@ -343,7 +346,7 @@ func (d *deriver) serviceType(serviceType string, how dropin.Delivery) {
 	}
 }
 
-// repeatExec gives again what changed.
+// repeatExec writes the Exec settings that changed into the drop-in.
 func (d *deriver) repeatExec() {
 	for _, key := range dropin.ExecKeys {
 		if d.changed[key] {
@@ -352,8 +355,8 @@ func (d *deriver) repeatExec() {
 	}
 }
 
-// takeExec returns the lines of a setting, nil if there are none, for the caller
-// to give again.
+// takeExec returns the lines of a setting, or nil if there are none. The caller must
+// write them into the drop-in.
 func (d *deriver) takeExec(key string) []string {
 	lines := d.lines[key]
 	if lines != nil {
@@ -363,8 +366,8 @@ func (d *deriver) takeExec(key string) []string {
 	return lines
 }
 
-// canFail reports whether systemd takes the failure of a command line for one of
-// the unit; see "Command lines" in systemd.service(5).
+// canFail reports whether the unit fails if a command line fails: "Command lines" in
+// systemd.service(5).
 func canFail(line string) bool {
 	commands, err := unitfile.ParseCommands(line)
 	return err != nil || slices.ContainsFunc(commands, func(c unitfile.Command) bool { return !c.MayFail() })
@@ -374,7 +377,7 @@ func (d *deriver) warn(format string, args ...any) {
 	d.Warnings = append(d.Warnings, fmt.Sprintf(format, args...))
 }
 
-// advise adds the warnings about a unit that can be served.
+// advise warns about what may surprise in a unit that can be served.
 func (d *deriver) advise() {
 	switch {
 	case !d.starts:
@@ -398,7 +401,7 @@ func (d *deriver) advise() {
 	}
 	sdnotify, given := d.main.Last("sdnotify")
 	healthCmd, health := d.main.Last("health-cmd")
-	health = health && healthCmd != "none" // which turns the image's off
+	health = health && healthCmd != "none" // "none" turns the image's health check off
 	runtime, _ := d.main.Global("runtime")
 	switch {
 	case !d.creates:
@@ -412,7 +415,7 @@ func (d *deriver) advise() {
 // podmanCgroups is podman's --cgroups= for each mode.
 var podmanCgroups = map[dropin.Cgroup]string{dropin.Mixed: "enabled", dropin.Service: "split", dropin.User: "no-conmon"}
 
-// limitKeys are those of systemd.resource-control(5) that limit what a unit uses.
+// limitKeys are the keys in systemd.resource-control(5) that limit what a unit uses.
 var limitKeys = []string{
 	"CPUWeight", "CPUQuota", "AllowedCPUs", "AllowedMemoryNodes",
 	"MemoryMin", "MemoryLow", "MemoryHigh", "MemoryMax", "MemorySwapMax", "MemoryZSwapMax", "MemoryLimit",

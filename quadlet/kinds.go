@@ -10,19 +10,19 @@ import (
 
 // kind is a kind of Quadlet file, podman-systemd.unit(5).
 type kind struct {
-	// section is the one that Quadlet reads. In the service it is called
-	// X-SECTION.
+	// section is the section that Quadlet reads. In the service that Quadlet makes,
+	// its name is X-SECTION.
 	section string
 	// suffix is what Quadlet appends to the name of the service.
 	suffix string
-	// runs says that the service runs containers. The others only make something
-	// for those that do, and have no options.
+	// runs says that the service runs containers. A service that does not makes a
+	// volume, a network or the like, and has no options.
 	runs bool
-	// referencedBy are the keys by which another file names one of this kind.
+	// referencedBy are the keys with which another file references one of this kind.
 	referencedBy []string
 }
 
-// kinds has every kind, by the extension of the file's name.
+// kinds has every kind. The keys are the extensions of the files' names.
 var kinds = map[string]kind{
 	".container": {section: "Container", runs: true, referencedBy: []string{"Network"}},
 	".kube":      {section: "Kube", runs: true},
@@ -34,13 +34,13 @@ var kinds = map[string]kind{
 	".artifact":  {section: "Artifact", suffix: "-artifact", referencedBy: []string{"Mount"}},
 }
 
-// IsQuadlet reports whether name is that of a Quadlet file.
+// IsQuadlet reports whether name is the name of a Quadlet file.
 func IsQuadlet(name string) bool {
 	_, ok := kinds[filepath.Ext(name)]
 	return ok
 }
 
-// serviceName returns the name that Quadlet gives the service of a file.
+// serviceName returns the name of the service that Quadlet makes of a file.
 func serviceName(file string, u *unitfile.File) string {
 	ext := filepath.Ext(file)
 	k := kinds[ext]
@@ -62,10 +62,11 @@ func unquoteValue(v string) string {
 	return v
 }
 
-// reference is a Quadlet file that another one names, and by which key.
+// reference is a Quadlet file that another file references, and the key of the
+// reference, such as Volume.
 type reference struct{ key, file string }
 
-// references returns the Quadlet files that a converted service names.
+// references returns the Quadlet files that a service made by Quadlet references.
 func references(u *unitfile.File) []reference {
 	var found []reference
 	add := func(key, file string) {

@@ -23,25 +23,27 @@ import (
 	"oci-mainpid-hook/internal/unitfile"
 )
 
-// Decision is what becomes of one service.
+// Decision says what one service gets: a drop-in that serves it, or one that refuses
+// to start it.
 type Decision struct {
-	// Service is the service's name, Source the path of the file it is made of.
+	// Service is the service's name. Source is the path of its Quadlet file or unit
+	// file.
 	Service, Source string
-	// Account is the user that the service runs as, Options how. Neither counts if
-	// Err is set.
+	// Account is the user that the service runs as, and Options says how. Both are
+	// meaningless if Err is set.
 	Account account.Account
 	Options dropin.Options
 	// Err says why the service must not start.
 	Err error
-	// Dropin is what the service gets: what serves it, or what refuses it.
+	// Dropin serves the service, or refuses it if Err is set.
 	Dropin *dropin.Dropin
 	// Warnings do not keep the service from starting.
 	Warnings []string
 	// SameContainer is another service of the user whose container has the same name:
 	// each start removes the other's container.
 	SameContainer string
-	// Repeated are the settings that the drop-in gives again, so that later changes
-	// of them in the unit have no effect.
+	// Repeated are the settings of the unit that the drop-in replaces by changed
+	// copies. A later change of such a setting in the unit has no effect.
 	Repeated []string
 
 	maker dropin.Maker
@@ -63,16 +65,16 @@ func (d *Decision) refuse(p dropin.Programs) {
 	d.Dropin = dropin.Refusal(d.Service, d.origin(), p, d.Err)
 }
 
-// Plan is what becomes of all services that ask for a user.
+// Plan has the decisions about all services that ask for a user.
 type Plan struct {
-	// Decisions are sorted by service. A unit of the administrator's that takes the
-	// place of Quadlet's is not among them.
+	// Decisions are sorted by service. There is none for a Quadlet file whose
+	// service the administrator has replaced by a unit file.
 	Decisions []*Decision
-	// Warnings and Errors are about files of which there is no decision.
+	// Warnings and Errors are about files without a decision.
 	Warnings, Errors []string
 }
 
-// Of returns the decision about a service, nil if there is none.
+// Of returns the decision about a service, or nil if there is none.
 func (p *Plan) Of(service string) *Decision {
 	i := slices.IndexFunc(p.Decisions, func(d *Decision) bool { return d.Service == service })
 	if i < 0 {
@@ -81,8 +83,9 @@ func (p *Plan) Of(service string) *Decision {
 	return p.Decisions[i]
 }
 
-// Dropins returns the drop-ins to write: first those that keep a service from
-// starting, then those that serve one, with what keeps their users' managers.
+// Dropins returns the drop-ins to write. refusing ones keep a service from starting
+// and must be written first. serving ones include those that keep the managers of
+// the users running.
 func (p *Plan) Dropins() (refusing, serving []*dropin.Dropin) {
 	kept := map[int]bool{}
 	for _, d := range p.Decisions {
@@ -99,21 +102,22 @@ func (p *Plan) Dropins() (refusing, serving []*dropin.Dropin) {
 	return refusing, serving
 }
 
-// Planner decides what services get.
+// Planner makes plans. It asks the machine once and remembers the answers.
 type Planner struct {
-	// Maker is for the records of the drop-ins.
+	// Maker is the program that the drop-ins' records name as their maker.
 	Maker dropin.Maker
-	// Dirs are the directories of Quadlet files, UnitDirs those of unit files.
+	// Dirs are the directories of Quadlet files, UnitDirs the directories of unit
+	// files.
 	Dirs, UnitDirs []string
 	// SocketDirs are searched for socket units after UnitDirs.
 	SocketDirs []string
 	Accounts   *account.Accounts
 	Programs   dropin.Programs
-	// Step, if set, is told what is done, for whoever looks for a mistake. The
-	// service may be empty.
+	// Step, if set, is called with each step, for debugging. service may be empty.
 	Step func(service, text string)
 
-	// FindQuadlet, Convert and SystemdVersion are the functions of those names.
+	// FindQuadlet, Convert and SystemdVersion are the functions of the same names
+	// in this package. Tests replace them.
 	FindQuadlet    func() (path string, masked bool, err error)
 	Convert        func(ctx context.Context, quadlet string, dirs []string) ([]Converted, []string, error)
 	SystemdVersion func(ctx context.Context) (int, error)
@@ -126,7 +130,7 @@ type Planner struct {
 	}
 }
 
-// NewPlanner returns a Planner for this system.
+// NewPlanner returns a Planner for the machine that it runs on.
 func NewPlanner(maker dropin.Maker) *Planner {
 	return &Planner{
 		Maker:          maker,
@@ -140,7 +144,8 @@ func NewPlanner(maker dropin.Maker) *Planner {
 	}
 }
 
-// ask asks the machine what does not depend on a unit, once.
+// ask reads what does not depend on a unit: systemd's version and the socket
+// units. It does so once.
 func (p *Planner) ask(ctx context.Context) {
 	p.asked.Do(func() {
 		p.machine.systemdVersion, p.machine.versionErr = p.SystemdVersion(ctx)
@@ -154,7 +159,7 @@ func (p *Planner) step(service, format string, args ...any) {
 	}
 }
 
-// VersionWarning says that systemd's version is not known, if that is so.
+// VersionWarning returns a warning if systemd's version is unknown, else "".
 func (p *Planner) VersionWarning(ctx context.Context) string {
 	p.ask(ctx)
 	if p.machine.versionErr == nil {
@@ -163,8 +168,8 @@ func (p *Planner) VersionWarning(ctx context.Context) string {
 	return p.machine.versionErr.Error() + "; doing without OpenFile=, as with systemd before 253"
 }
 
-// Service decides what a unit that a person wrote gets: the file at path, run as
-// the user.
+// Service decides what the hand-written unit file at path gets if it is to run as
+// the user. user is a name or a UID.
 func (p *Planner) Service(ctx context.Context, path, user string, options dropin.Options) *Decision {
 	p.ask(ctx)
 	d := &Decision{Service: filepath.Base(path), Source: path, Options: options.WithDefaults(), maker: p.Maker}
@@ -193,15 +198,14 @@ func (p *Planner) service(ctx context.Context, d *Decision, user string) (err er
 	p.step(d.Service, "%s and its drop-ins: Type=%s, ExecStart=%s", d.Source, unit.Get("Service", "Type"), unit.Get("Service", "ExecStart"))
 	if have := unit.Get("Service", "User"); have != "" {
 		if a, err := p.Accounts.Lookup(ctx, have); !errors.Is(err, account.ErrRoot) && (err != nil || a.UID != d.Account.UID) {
-			return fmt.Errorf("has User=%s already, --user=%s differs", have, user)
+			return fmt.Errorf("has User=%s already, and --user=%s is another user; give one user in both", have, user)
 		}
 	}
 	return p.derive(d, unit, false)
 }
 
-// Quadlet decides what the services of Quadlet files get: of all files that ask for
-// a user, sorted by service. It takes no longer than ctx lasts; what is not known
-// by then is refused.
+// Quadlet decides what the services of all Quadlet files that ask for a user get. It
+// takes no longer than ctx. A service whose user is not known by then is refused.
 func (p *Planner) Quadlet(ctx context.Context) *Plan {
 	if !Asks(p.Dirs) {
 		return &Plan{}
@@ -214,9 +218,9 @@ func (p *Planner) Quadlet(ctx context.Context) *Plan {
 	return p.quadlet(ctx, path, err, nil, dropin.Options{})
 }
 
-// QuadletFiles decides what the services of the given Quadlet files get, and of all
-// files that these name. Options that are chosen count instead of those in the
-// files. The error says that Quadlet cannot be asked.
+// QuadletFiles decides what the services of the given Quadlet files get, and the
+// services of all files that these reference. An option that is chosen replaces the
+// option in the files. The error says why Quadlet's generator cannot be run.
 func (p *Planner) QuadletFiles(ctx context.Context, paths []string, options dropin.Options) (*Plan, error) {
 	path, masked, err := p.FindQuadlet()
 	if err == nil && masked {
@@ -231,7 +235,8 @@ func (p *Planner) QuadletFiles(ctx context.Context, paths []string, options drop
 	return p.quadlet(ctx, path, nil, paths, options), nil
 }
 
-// member is a service that Quadlet makes, among those that name each other.
+// member is a service that Quadlet makes, with its request and the Quadlet files
+// that it references.
 type member struct {
 	Converted
 	request
@@ -239,7 +244,7 @@ type member struct {
 	references []reference
 }
 
-// refuse refuses the service, unless it is refused already.
+// refuse refuses the service. The first reason counts.
 func (m *member) refuse(err error) {
 	if m.decision != nil && m.decision.Err == nil {
 		m.decision.Err = err
@@ -247,7 +252,7 @@ func (m *member) refuse(err error) {
 }
 
 func (p *Planner) quadlet(ctx context.Context, path string, failure error, only []string, options dropin.Options) *Plan {
-	// Quadlet takes longer than all of this together.
+	// Quadlet's generator takes longest, so the rest is read beside it.
 	var files, foreign map[string]string
 	var group sync.WaitGroup
 	group.Add(1)
@@ -298,7 +303,8 @@ func (p *Planner) quadlet(ctx context.Context, path string, failure error, only 
 	return plan
 }
 
-// members reads what each service asks for. They are by the Quadlet file's name.
+// members reads the request of each service. Its keys are the names of the Quadlet
+// files.
 func (p *Planner) members(services []Converted) map[string]*member {
 	members := make(map[string]*member, len(services))
 	byService := map[string]*member{}
@@ -344,16 +350,16 @@ func (p *Planner) lookUp(ctx context.Context, members map[string]*member) {
 	}
 }
 
-// compare refuses what cannot work because a file that a service names has another
-// user: podman would not find it.
+// compare refuses a service that references a file of another user: podman would
+// not find, say, the volume.
 func (p *Planner) compare(plan *Plan, members map[string]*member) {
 	for _, name := range slices.Sorted(maps.Keys(members)) {
 		m := members[name]
 		if user := p.insideUser(m.Unit); m.decision == nil && user != "" {
-			plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s: User=%s in [Container] is the user inside of the container; to run podman as the user %[2]s of this machine write User=%[2]s in [Service]", m.Name, user))
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s: User=%s in [Container] is the user inside of the container; to run podman as the user %[2]s of this machine, write User=%[2]s in [Service]", m.Name, user))
 		}
 		if m.byPID1 && m.decision == nil {
-			plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s: User=%s in [Service] is left to systemd; to have oci-mainpid serve the unit write a user's name", m.Name, m.Unit.Get("Service", "User")))
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s: User=%s in [Service] is left to systemd; to have oci-mainpid serve the unit, write a user's name", m.Name, m.Unit.Get("Service", "User")))
 		}
 		options := m.request.options
 		for _, r := range m.references {
@@ -369,11 +375,11 @@ func (p *Planner) compare(plan *Plan, members map[string]*member) {
 			case m.decision == nil && r.key == "Pod":
 				m.decision = p.decision(m, fmt.Errorf("its Pod=%s runs as %s; write User=%[2]s in [Service] of %s, too", r.file, to.user, m.File()))
 			case m.decision == nil:
-				plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s: runs as root, but %s=%s as %s: podman will not find it", m.Name, r.key, r.file, to.user))
+				plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s: runs as root, but %s=%s runs as %s, so podman will not find it", m.Name, r.key, r.file, to.user))
 			case to.decision == nil:
-				m.refuse(fmt.Errorf("runs as %s, but %s=%s as root; write User=%[1]s in [Service] of %[3]s, too", m.user, r.key, r.file))
+				m.refuse(fmt.Errorf("runs as %s, but %s=%s runs as root; write User=%[1]s in [Service] of %[3]s, too", m.user, r.key, r.file))
 			case m.decision.Err == nil && m.decision.Account.UID != to.decision.Account.UID:
-				m.refuse(fmt.Errorf("runs as %s, but %s=%s as %s; give both the same User= in [Service]", m.user, r.key, r.file, to.user))
+				m.refuse(fmt.Errorf("runs as %s, but %s=%s runs as %s; write the same User= in [Service] of both", m.user, r.key, r.file, to.user))
 			}
 		}
 		if m.decision != nil && kinds[filepath.Ext(name)].runs {
@@ -382,8 +388,8 @@ func (p *Planner) compare(plan *Plan, members map[string]*member) {
 	}
 }
 
-// insideUser returns the user inside of a container if a user of this machine has
-// that name, which looks like a mistake; else "".
+// insideUser returns the User= of [Container] if a user of this machine has the same
+// name, which looks like a mistake. Else it returns "".
 func (p *Planner) insideUser(u *unitfile.File) string {
 	name, _, _ := strings.Cut(unquoteValue(u.Get("X-Container", "User")), ":")
 	if _, err := strconv.Atoi(name); err == nil || name == "" || name == "root" {
@@ -396,8 +402,8 @@ func (p *Planner) insideUser(u *unitfile.File) string {
 	return name
 }
 
-// add derives the drop-ins of the members and adds the decisions to the plan, of
-// those that are asked for and that these name.
+// add derives the drop-ins of the members and adds the decisions to the plan. If
+// only has files, it adds these files and what they reference.
 func (p *Planner) add(plan *Plan, members map[string]*member, foreign map[string]string, only []string) {
 	var chosen []*member
 	for _, name := range slices.Sorted(maps.Keys(p.related(members, only))) {
@@ -428,7 +434,7 @@ func (p *Planner) add(plan *Plan, members map[string]*member, foreign map[string
 	compareContainers(chosen)
 	for _, m := range chosen {
 		if err := checkServiceName(m.Name); err != nil {
-			// A refusal would change other units, too.
+			// systemd would apply the refusing drop-in to other units, too.
 			plan.Errors = append(plan.Errors, fmt.Sprintf("%s: %v", m.Source, err))
 			continue
 		}
@@ -464,8 +470,8 @@ func compareContainers(members []*member) {
 	}
 }
 
-// related returns the members of the files, with all that these name and all
-// containers of their pods; all members if no file is given.
+// related returns the members of the files, all members that these reference, and
+// all containers of their pods. Without files it returns all members.
 func (p *Planner) related(members map[string]*member, files []string) map[string]bool {
 	found := map[string]bool{}
 	var queue []string
@@ -496,8 +502,8 @@ func (p *Planner) related(members map[string]*member, files []string) map[string
 	return found
 }
 
-// orphans refuses the files that ask for a user and of which Quadlet makes no
-// service: should Quadlet's next run make one after all, it does not start.
+// orphans refuses each file that asks for a user and of which Quadlet made no
+// service. Should Quadlet's generator make the service after all, it does not start.
 func (p *Planner) orphans(plan *Plan, members map[string]*member, files map[string]string, messages []string, failure error) {
 	if failure != nil {
 		plan.Errors = append(plan.Errors, failure.Error())
@@ -527,8 +533,8 @@ func (p *Planner) orphans(plan *Plan, members map[string]*member, files map[stri
 	}
 }
 
-// missing refuses the files that were given and of which Quadlet makes no service,
-// or of which it reads another one.
+// missing refuses each given file of which Quadlet makes no service, be it because
+// Quadlet reads another file of the same name.
 func (p *Planner) missing(plan *Plan, members map[string]*member, paths, messages []string, failure error) {
 	for _, path := range paths {
 		name := filepath.Base(path)
@@ -554,9 +560,12 @@ func (p *Planner) missing(plan *Plan, members map[string]*member, paths, message
 	}
 }
 
-// complaint splits a message of Quadlet's about one file: converting "FILE": TEXT,
-// error loading "FILE", TEXT, or of podman 4.4, Error converting 'FILE', ignoring:
-// TEXT.
+// complaint splits a message of Quadlet's generator about one file into the file and
+// the text. Such messages are
+//
+//	converting "FILE": TEXT
+//	error loading "FILE", TEXT
+//	Error converting 'FILE', ignoring: TEXT (podman 4.4)
 func complaint(message string) (file, text string, ok bool) {
 	message = strings.TrimPrefix(strings.TrimPrefix(message, "Error "), "error ")
 	for _, verb := range []string{"converting ", "loading "} {
@@ -573,9 +582,9 @@ func complaint(message string) (file, text string, ok bool) {
 	return "", "", false
 }
 
-// noService is the error for a file of which Quadlet makes no service, with what
-// Quadlet said about it. A file that Quadlet cannot read takes all others of its
-// directory with it.
+// noService returns the error for a file of which Quadlet makes no service, with
+// what Quadlet said about it. If Quadlet cannot read one file, it makes no service of
+// any file in that directory, so the error names the unreadable file.
 func noService(name string, messages []string) error {
 	text := ""
 	for _, m := range messages {
@@ -591,8 +600,8 @@ func noService(name string, messages []string) error {
 	return fmt.Errorf("Quadlet makes no service of %s%s", name, text)
 }
 
-// elsewhere returns the directories of the files, or none if Quadlet reads these
-// anyway.
+// elsewhere returns the directories of the files, or none if Quadlet reads all of
+// these directories anyway.
 func (p *Planner) elsewhere(paths []string) []string {
 	var dirs []string
 	all := true
@@ -615,7 +624,7 @@ func (p *Planner) elsewhere(paths []string) []string {
 	return dirs
 }
 
-// sameFile reports whether two paths name one file.
+// sameFile reports whether two paths lead to the same file.
 func sameFile(a, b string) bool {
 	x, err := os.Stat(a)
 	if err != nil {
@@ -625,11 +634,11 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(x, y)
 }
 
-// preferred is where units are that systemd prefers to those of generators,
-// systemd.unit(5).
+// preferred are the directories whose units have precedence over the units of
+// generators, systemd.unit(5).
 var preferred = []string{"/etc/systemd/system", "/run/systemd/system"}
 
-// foreign returns the units in those directories, each with its directory.
+// foreign returns the units in the preferred directories, each with its directory.
 func (p *Planner) foreign() map[string]string {
 	found := map[string]string{}
 	for _, dir := range p.UnitDirs {
@@ -649,7 +658,8 @@ func (p *Planner) foreign() map[string]string {
 	return found
 }
 
-// Parallel calls f with every number below n, on as many processors as there are.
+// Parallel calls f with every number from 0 to n-1, on all processors. It returns
+// when all calls have.
 func Parallel(n int, f func(i int)) {
 	var group sync.WaitGroup
 	var next atomic.Int64

@@ -15,19 +15,19 @@ const section = "X-MainPID"
 
 // request is what a Quadlet file asks for.
 type request struct {
-	// asks says that the file is ours to serve or to refuse; otherwise it is left to
-	// systemd.
+	// asks says that we serve or refuse the file. Otherwise it is left to systemd.
 	asks bool
 	// user is User= in [Service]; empty for root.
 	user    string
 	options dropin.Options
-	// byPID1 says that only systemd can tell who the user is: a specifier, or
-	// DynamicUser=.
+	// byPID1 says that only systemd knows the user: User= has a specifier, or there
+	// is DynamicUser=.
 	byPID1 bool
 	err    error
 }
 
-// readRequest reads what a service that Quadlet made of a file asks for.
+// readRequest reads the request of a Quadlet file from the service that Quadlet
+// makes of the file.
 func readRequest(file string, u *unitfile.File) (r request) {
 	if r.asks = asks(u); !r.asks {
 		return r
@@ -58,7 +58,7 @@ func readRequest(file string, u *unitfile.File) (r request) {
 	case strings.Contains(user, "%") || isTrue(u.Get("Service", "DynamicUser")):
 		r.byPID1, r.asks = true, u.Has(section)
 		if r.asks {
-			r.err = fmt.Errorf("User=%s in [Service] is known to systemd only; write the user's name", user)
+			r.err = fmt.Errorf("User=%s in [Service]: only systemd knows which user this is; write the user's name", user)
 		}
 	case user != "" && user != "root" && user != "0":
 		r.user = user
@@ -88,9 +88,9 @@ func isFalse(v string) bool {
 	return false
 }
 
-// misspelling returns an error for a section or key that nobody reads but that is
-// meant to say as whom the unit runs, or how: without it the container would
-// silently be root's.
+// misspelling returns an error for a section or key that neither systemd nor
+// Quadlet reads, but with which the author meant the user or the options. Without
+// the error, such a container would silently be root's.
 func misspelling(u *unitfile.File) error {
 	for _, s := range u.Sections {
 		if s != section && meansSection(s) {
@@ -108,19 +108,19 @@ func misspelling(u *unitfile.File) error {
 	return nil
 }
 
-// Does a file ask for us? Three questions decide that, of which the bytes of a
-// file that nobody has parsed yet are asked, too.
-//
-// sectionAsks reports whether a section of that name alone is enough.
+// Whether we serve or refuse a file is decided by sectionAsks and keyAsks alone,
+// for a parsed file (asks) as for the bytes of one (textAsks).
+
+// sectionAsks reports whether a section with this name is enough for that.
 func sectionAsks(name string) bool { return name == section || meansSection(name) }
 
-// keyAsks reports whether a key of a section is.
+// keyAsks reports whether a key in a section is enough for that.
 func keyAsks(section, key string) bool {
 	return section == "Service" && meansUser(key) || key == "User" && !isKnownSection(section)
 }
 
-// asks reports whether a unit file, with its drop-ins, is ours to serve or to
-// refuse, be it misspelt.
+// asks reports whether we serve or refuse a unit file with its drop-ins. A
+// misspelt section or key counts, too.
 func asks(u *unitfile.File) bool {
 	for _, s := range u.Sections {
 		if sectionAsks(s) {
@@ -135,8 +135,8 @@ func asks(u *unitfile.File) bool {
 	return false
 }
 
-// textAsks is asks for the text of a file. It must cost a boot without such files
-// next to nothing, and so parses no more than it has to.
+// textAsks is asks for the text of a file. Every Quadlet file is read by it at
+// every boot, so it parses no more than it must.
 func textAsks(text []byte) bool {
 	inSection, known := "", true
 	for len(text) > 0 {
@@ -166,7 +166,7 @@ func textAsks(text []byte) bool {
 	return false
 }
 
-// knownSections are those that systemd or Quadlet reads.
+// knownSections are the sections that systemd or Quadlet reads.
 var knownSections = func() map[string]bool {
 	known := map[string]bool{"": true, "Unit": true, "Service": true, "Install": true, "Quadlet": true, "X-Quadlet": true, section: true}
 	for _, k := range kinds {
@@ -177,7 +177,7 @@ var knownSections = func() map[string]bool {
 
 func isKnownSection(name string) bool { return knownSections[name] }
 
-// meansSection reports whether the name of a section is a slip of ours.
+// meansSection reports whether the name of a section is nearly X-MainPID.
 func meansSection(name string) bool {
 	if name == section || len(name) > 2*len(section) {
 		return false
@@ -193,14 +193,14 @@ func meansSection(name string) bool {
 	return isSlip(plain, "xmainpid") || isSlip(plain, "mainpid")
 }
 
-// meansUser reports whether a key of [Service] is User= or a slip of it. No other
-// key of systemd.exec(5) and systemd.service(5) is that near.
+// meansUser reports whether a key of [Service] is User= or nearly User=. No other
+// key in systemd.exec(5) and systemd.service(5) is as near.
 func meansUser(key string) bool {
 	return key == "User" || len(key) <= len("User")+1 && isSlip(strings.ToLower(key), "user")
 }
 
-// isSlip reports whether a word is the wanted one, or has one letter too much, too
-// few or another, or two letters in the wrong order.
+// isSlip reports whether word is want, or differs from want by one letter that is
+// added, missing or replaced, or by two neighbouring letters in the wrong order.
 func isSlip(word, want string) bool {
 	i := 0
 	for i < len(word) && i < len(want) && word[i] == want[i] {

@@ -15,9 +15,9 @@ import (
 )
 
 // SearchDirs returns the directories in which Quadlet looks for the system's
-// files, in its order, podman-systemd.unit(5): those of $QUADLET_UNIT_DIRS or
-// else the three of the system, each with what is below, except drop-ins and
-// the files of users.
+// files, in Quadlet's order, podman-systemd.unit(5): the directories in
+// $QUADLET_UNIT_DIRS, or else the three of the system. All directories below them
+// are included, except those of drop-ins and of users.
 func SearchDirs() []string {
 	if env := os.Getenv("QUADLET_UNIT_DIRS"); env != "" {
 		return searchBelow(filepath.SplitList(env), "")
@@ -29,8 +29,8 @@ func SearchDirs() []string {
 	return searchBelow([]string{"/run/containers/systemd", "/etc/containers/systemd", "/usr/share/containers/systemd"}, users)
 }
 
-// searchBelow returns the directories with all below them, except what is below
-// the directory except, if that is not empty.
+// searchBelow returns the roots and all directories below them. Directories below
+// except are left out, if except is not empty.
 func searchBelow(roots []string, except string) []string {
 	var dirs []string
 	var visit func(dir string)
@@ -64,8 +64,8 @@ func searchBelow(roots []string, except string) []string {
 	return dirs
 }
 
-// quadletFiles returns the paths of the Quadlet files in the directories by
-// name; of several with one name, the first counts.
+// quadletFiles returns the paths of the Quadlet files in the directories, by name.
+// If several files have the same name, the first counts.
 func quadletFiles(dirs []string) map[string]string {
 	files := map[string]string{}
 	for _, dir := range dirs {
@@ -93,9 +93,9 @@ func loadQuadlet(path string, dirs []string) (*unitfile.File, error) {
 	return unitfile.LoadWithDropins(path, dropins, "")
 }
 
-// dropinNames returns the names of the directories of a Quadlet file's drop-ins,
-// the more specific before the broader: web@a.container.d, web@.container.d,
-// web-.container.d, container.d.
+// dropinNames returns the names of the directories with a Quadlet file's drop-ins,
+// the most specific first: web@a.container.d, web@.container.d, web-.container.d,
+// container.d.
 func dropinNames(file string) []string {
 	ext := filepath.Ext(file)
 	base, instance, isTemplate := strings.Cut(strings.TrimSuffix(file, ext), "@")
@@ -115,9 +115,9 @@ func dropinNames(file string) []string {
 	return append(names, ext[1:]+".d")
 }
 
-// Asks reports whether any Quadlet file or drop-in in the directories is ours to
-// serve or to refuse. It looks at the bytes only: it must cost a boot without such
-// files next to nothing.
+// Asks reports whether we serve or refuse any Quadlet file in the directories. It
+// looks at the bytes of the files and their drop-ins only, because every boot waits
+// for it.
 func Asks(dirs []string) bool {
 	var group sync.WaitGroup
 	var asks atomic.Bool
@@ -126,7 +126,7 @@ func Asks(dirs []string) bool {
 		if len(askingDropins(dir, names)) > 0 {
 			return true
 		}
-		// Most of the time goes into the kernel, where two do more than one.
+		// Most of the time is spent in the kernel, and two threads halve it.
 		half := len(names) / 2
 		for _, part := range [][]string{names[:half], names[half:]} {
 			group.Add(1)
@@ -142,15 +142,15 @@ func Asks(dirs []string) bool {
 	return asks.Load()
 }
 
-// AskingFiles returns the paths of the Quadlet files in the directories that are ours
-// to serve or to refuse, sorted by name.
+// AskingFiles returns the paths of the Quadlet files in the directories that we serve
+// or refuse, sorted by name.
 func AskingFiles(dirs []string) []string {
 	var asking []string
 	files := quadletFiles(dirs)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		unit, err := loadQuadlet(files[name], dirs)
 		if err != nil {
-			// What cannot be parsed may ask all the same.
+			// A file that cannot be parsed may ask for a user all the same.
 			if text, readErr := unitfile.Read(files[name]); readErr == nil && textAsks(text) {
 				asking = append(asking, files[name])
 			}
@@ -161,8 +161,8 @@ func AskingFiles(dirs []string) []string {
 	return asking
 }
 
-// askingDropins returns those of the names in dir that are directories of
-// drop-ins of which one asks.
+// askingDropins returns those of the names that are directories of drop-ins in dir,
+// with a drop-in that asks for a user.
 func askingDropins(dir string, names []string) []string {
 	isConf := func(name string) bool { return filepath.Ext(name) == ".conf" }
 	var asking []string
@@ -189,7 +189,8 @@ func readNames(dir string) []string {
 	return names
 }
 
-// anyAsks reports whether one of the files asks that counts.
+// anyAsks reports whether a file asks for a user, among the files in dir for whose
+// names counts returns true.
 func anyAsks(dir string, names []string, counts func(name string) bool) bool {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -205,7 +206,8 @@ func anyAsks(dir string, names []string, counts func(name string) bool) bool {
 	return false
 }
 
-// fileAsks reads the file into buf, which grows as needed up to unitfile.MaxSize.
+// fileAsks reports whether a file asks for a user. It reads the file into buf, which
+// grows as needed up to unitfile.MaxSize. A larger file counts as asking.
 func fileAsks(dir int, name string, buf *[]byte) bool {
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -222,7 +224,7 @@ func fileAsks(dir int, name string, buf *[]byte) bool {
 			break
 		}
 		if have += n; have < len(*buf) {
-			break // a regular file gives all it has
+			break // a regular file fills the buffer unless it ends
 		}
 		if have > unitfile.MaxSize {
 			return true // let Quadlet read it

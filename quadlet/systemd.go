@@ -16,9 +16,9 @@ import (
 	"oci-mainpid-hook/internal/unitfile"
 )
 
-// UnitDirs is where the system manager finds unit files of administrators and
-// packages, the earlier before the later, systemd.unit(5). The generators' own
-// directories are not in it.
+// UnitDirs are the directories in which systemd finds the unit files of
+// administrators and packages, in systemd's order of precedence, systemd.unit(5).
+// The generators' output directories are left out.
 var UnitDirs = []string{
 	"/etc/systemd/system",
 	"/run/systemd/system",
@@ -27,7 +27,7 @@ var UnitDirs = []string{
 	"/lib/systemd/system",
 }
 
-// SystemdVersion asks systemctl for systemd's version.
+// SystemdVersion returns systemd's version, such as 257, from systemctl --version.
 func SystemdVersion(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -38,7 +38,8 @@ func SystemdVersion(ctx context.Context) (int, error) {
 	return parseSystemdVersion(string(out))
 }
 
-// parseSystemdVersion reads the first line, "systemd 257 (257.13-1)".
+// parseSystemdVersion reads the version from a first line such as
+// "systemd 257 (257.13-1)".
 func parseSystemdVersion(out string) (int, error) {
 	fields := strings.Fields(out)
 	if len(fields) >= 2 && fields[0] == "systemd" {
@@ -54,11 +55,11 @@ func parseSystemdVersion(out string) (int, error) {
 	return 0, fmt.Errorf("systemctl --version: no version in %q", unitfile.Clip(line))
 }
 
-// Sockets tells which socket units a service gets descriptors from.
+// Sockets has, by the name of a service, the socket units that pass it descriptors.
 type Sockets map[string][]string
 
-// ReadSockets reads the socket units in the given directories. What cannot be
-// read is left out: systemd will say so.
+// ReadSockets reads the socket units in the given directories. A unit that cannot be
+// read is left out: systemd will complain about it.
 func ReadSockets(dirs []string) Sockets {
 	sockets, seen := Sockets{}, map[string]bool{}
 	for _, dir := range dirs {
@@ -86,7 +87,8 @@ func ReadSockets(dirs []string) Sockets {
 	return sockets
 }
 
-// Of returns the sockets of a service, with those that its own Sockets= names.
+// Of returns the names of the socket units of a service, including those in its own
+// Sockets=.
 func (s Sockets) Of(name string, u *unitfile.File) []string {
 	sockets := append(slices.Clone(s[name]), s[unitfile.TemplateOf(name)]...)
 	for _, line := range u.List("Service", "Sockets") {
@@ -96,8 +98,9 @@ func (s Sockets) Of(name string, u *unitfile.File) []string {
 	return slices.Compact(sockets)
 }
 
-// LoadService reads a hand-written service with its drop-ins, except ours: those
-// next to it and, where it lies in a directory of systemd's, in all of those.
+// LoadService reads a hand-written unit file with its drop-ins, except our own. The
+// drop-ins are beside the file. If the file is in one of unitDirs, they may be in any
+// of unitDirs.
 func LoadService(path string, unitDirs []string) (*unitfile.File, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -125,7 +128,8 @@ func dropinDirs(dirs []string, name string) []string {
 	return dropins
 }
 
-// UnitFile returns the file in dirs that systemd would take for the unit, or "".
+// UnitFile returns the path of the file in dirs that systemd would read for the unit,
+// or "" if there is none.
 func UnitFile(dirs []string, name string) string {
 	for _, dir := range dirs {
 		path := filepath.Join(dir, name)

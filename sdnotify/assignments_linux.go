@@ -10,17 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This file is the section "Well-known assignments" of sd_notify(3), in its
-// order. BARRIER=1 is the method Barrier. A name in parentheses is the first
-// version of systemd that knows it, where that is later than 233; older ones
+// This file has the well-known assignments of sd_notify(3), in the order of that page.
+// BARRIER=1 is the method Client.Barrier. A number in parentheses is the first version
+// of systemd that knows the assignment, if that is later than 233. Older versions
 // ignore it.
 
 // Ready says that the service has started, or has reloaded its configuration.
 func Ready() Assignment { return Assignment{"READY", "1"} }
 
-// Reloading says that the service begins to reload its configuration, and
-// when: RELOADING=1 and MONOTONIC_USEC=, which Type=notify-reload asks for.
-// Ready must follow.
+// Reloading says that the service begins to reload its configuration now: RELOADING=1
+// and MONOTONIC_USEC=. Type=notify-reload needs both. Ready must follow.
 func Reloading() Message { return Message{{"RELOADING", "1"}, MonotonicNow()} }
 
 // Stopping says that the service begins to shut down.
@@ -35,11 +34,12 @@ func MonotonicNow() Assignment {
 	return Assignment{"MONOTONIC_USEC", strconv.FormatInt(now.Nano()/1000, 10)}
 }
 
-// Status describes the state of the service for people, in a line of UTF-8.
-// systemctl status shows it.
+// Status describes the state of the service for people, in one line of UTF-8.
+// systemctl status shows the line.
 func Status(text string) Assignment { return Assignment{"STATUS", text} }
 
-// NotifyAccess sets who may send from now on: none, main, exec or all (254).
+// NotifyAccess sets which processes may send messages from now on: none, main, exec or
+// all, as NotifyAccess= in systemd.service(5) (254).
 func NotifyAccess(access string) Assignment { return Assignment{"NOTIFYACCESS", access} }
 
 // Errno says why the service failed, as an error number of errno(3).
@@ -58,16 +58,15 @@ func VarlinkError(name string) Assignment { return Assignment{"VARLINKERROR", na
 // manager (254).
 func ExitStatus(status int) Assignment { return Assignment{"EXIT_STATUS", strconv.Itoa(status)} }
 
-// MainPID makes a process the main process of the service: MAINPID= with its
-// PID and, so that a reused PID cannot be taken for it, MAINPIDFDID= with the
-// inode number of its pidfd (257). Kernels whose pidfds have no number of their
-// own (before 6.9, and 32-bit ones) leave MAINPIDFDID= out.
+// MainPID makes a process the main process of the service: MAINPID= with its PID, and
+// MAINPIDFDID= with the inode number of its pidfd (257), so that the manager does not
+// take another process with a reused PID. MAINPIDFDID= is left out on kernels whose
+// pidfds have no inode numbers of their own: those before 6.9, and 32-bit ones.
 //
-// The pidfd must be that of pid. MainPID fails with unix.EBADF if it is not a
-// pidfd and with unix.ESRCH if its process is gone.
+// pidfd must refer to the process pid. MainPID fails with unix.EBADF if it is not a
+// pidfd, and with unix.ESRCH if the process has ended.
 func MainPID(pidfd, pid int) (Message, error) {
-	// Signal 0 is not sent, see kill(2). Without permission for it, the
-	// process is there nonetheless.
+	// Signal 0 sends nothing, kill(2). EPERM shows that the process exists.
 	if err := unix.PidfdSendSignal(pidfd, 0, nil, 0); err != nil && !errors.Is(err, unix.EPERM) {
 		return nil, fmt.Errorf("main PID %d: pidfd %d: %w", pid, pidfd, err)
 	}
@@ -87,33 +86,32 @@ func MainPID(pidfd, pid int) (Message, error) {
 	return append(m, Assignment{"MAINPIDFDID", strconv.FormatUint(st.Ino, 10)}), nil
 }
 
-// MainPIDFD makes the process of a pidfd the main process of the service. The
-// pidfd is sent with it, and nothing else: see SendFiles (257).
+// MainPIDFD makes the process of a pidfd the main process of the service (257). Send
+// it by SendFiles, with the pidfd as the only descriptor.
 func MainPIDFD() Assignment { return Assignment{"MAINPIDFD", "1"} }
 
 // Watchdog says that the service is alive; see WatchdogSec= in
 // systemd.service(5).
 func Watchdog() Assignment { return Assignment{"WATCHDOG", "1"} }
 
-// WatchdogTrigger makes the manager act as if Watchdog had not come in time
+// WatchdogTrigger makes the manager act as if the service had not sent Watchdog in time
 // (243).
 func WatchdogTrigger() Assignment { return Assignment{"WATCHDOG", "trigger"} }
 
-// WatchdogTimeout sets how often Watchdog has to come, in whole microseconds.
+// WatchdogTimeout sets the longest time between two Watchdogs, in whole microseconds.
 func WatchdogTimeout(d time.Duration) Assignment { return Assignment{"WATCHDOG_USEC", usec(d)} }
 
-// ExtendTimeout asks for more time to start, run or stop, in whole
-// microseconds from now; within it, another message has to follow (236).
+// ExtendTimeout asks for more time to start, run or stop: d from now, in whole
+// microseconds. Within this time another message must follow (236).
 func ExtendTimeout(d time.Duration) Assignment { return Assignment{"EXTEND_TIMEOUT_USEC", usec(d)} }
 
 // RestartReset resets the restart counter of the service (258).
 func RestartReset() Assignment { return Assignment{"RESTART_RESET", "1"} }
 
-// FDStore asks the manager to keep the descriptors that are sent with it, see
-// SendFiles, and to pass them to the service when it starts again:
-// FDSTORE=1 and FDNAME=. The name is printable ASCII without a colon, at most
-// 255 bytes; it may be empty, for the manager's own choice, "stored". See
-// FileDescriptorStoreMax= in systemd.service(5).
+// FDStore asks the manager to keep the descriptors of the same message, see SendFiles,
+// and to pass them to the service when it starts again: FDSTORE=1 and FDNAME=. The
+// name is printable ASCII without a colon, of at most 255 bytes. With an empty name
+// the manager chooses "stored". See FileDescriptorStoreMax= in systemd.service(5).
 func FDStore(name string) Message {
 	m := Message{{"FDSTORE", "1"}}
 	if name != "" {

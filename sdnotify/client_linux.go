@@ -12,9 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Timeout bounds Send, SendFiles and Barrier if their context has no deadline of
-// its own: a manager that does not read its socket must not hang
-// its services.
+// Timeout bounds Send, SendFiles and Barrier if their context has no deadline. So a
+// manager that does not read its socket cannot keep its services waiting for ever.
 const Timeout = 5 * time.Second
 
 // MaxFiles is how many descriptors a datagram can carry: SCM_MAX_FD, see
@@ -22,37 +21,37 @@ const Timeout = 5 * time.Second
 const MaxFiles = 253
 
 var (
-	// ErrNoSocket says that there is no manager to tell: NOTIFY_SOCKET is not
-	// set, or is empty. A program that also runs by hand ignores it.
+	// ErrNoSocket says that there is no manager: NOTIFY_SOCKET is not set, or is
+	// empty. A program that people also run by hand ignores this error.
 	ErrNoSocket = errors.New("NOTIFY_SOCKET is not set")
 
-	// ErrAddress is wrapped by the errors of an address that is no Unix
-	// socket's absolute path or abstract name, or is too long for one.
+	// ErrAddress is wrapped by errors about an address that is neither the absolute
+	// path nor the abstract name of a Unix socket, or is too long.
 	ErrAddress = errors.New("unsupported address")
 )
 
-// A Client sends messages to one manager. It holds no socket between messages,
-// so that it need not be closed. It may be used by several goroutines at once.
+// A Client sends messages to one manager. It keeps no socket open between messages, so
+// it need not be closed. Several goroutines may use it at the same time.
 //
-// The methods of a nil Client fail with ErrNoSocket; As and OrSelf return nil
-// again. So a program that also runs without a manager looks for ErrNoSocket
-// where it sends, and nowhere else.
+// The methods of a nil Client fail with ErrNoSocket, and its As and OrSelf return nil.
+// So a program that also runs without a manager need only look for ErrNoSocket when it
+// sends.
 type Client struct {
 	address string
-	as      *unix.Ucred // nil: this process
+	as      *unix.Ucred // nil for this process
 	orSelf  bool
 }
 
-// FromEnvironment returns a client for the socket that NOTIFY_SOCKET names, or
-// nil and an error as Open does. It leaves the environment as it is.
+// FromEnvironment returns a client for the socket in NOTIFY_SOCKET, or nil and an error
+// of Open. It does not change the environment.
 func FromEnvironment() (*Client, error) {
 	return Open(os.Getenv("NOTIFY_SOCKET"))
 }
 
-// Open returns a client for the socket with the given address: an absolute
-// path, or "@" and an abstract name, of at most 107 bytes. It fails with
-// ErrNoSocket for an empty address and with ErrAddress for any other (such as
-// vsock:). Whether somebody listens there only Send can tell.
+// Open returns a client for the socket with the given address: an absolute path, or
+// "@" and an abstract name, of at most 107 bytes. It fails with ErrNoSocket for an
+// empty address and with ErrAddress for any other, such as vsock:. It does not find out
+// whether a manager listens there: Send does.
 func Open(address string) (*Client, error) {
 	if address == "" {
 		return nil, ErrNoSocket
@@ -66,11 +65,11 @@ func Open(address string) (*Client, error) {
 	return &Client{address: address}, nil
 }
 
-// As returns a client that sends in the name of another process, like
-// sd_pid_notify(3), which uses the caller's own real user and group. The kernel
-// asks for CAP_SYS_ADMIN in this PID namespace, and for CAP_SETUID or
-// CAP_SETGID if the user or group is not the caller's. Without them, or without
-// such a process, sending fails with unix.EPERM or unix.ESRCH.
+// As returns a client that sends in the name of another process, like sd_pid_notify(3),
+// but with any user and group. The kernel demands CAP_SYS_ADMIN in this PID namespace,
+// and CAP_SETUID or CAP_SETGID if the user or group is not the caller's. Without these
+// capabilities sending fails with unix.EPERM, and without such a process with
+// unix.ESRCH.
 func (c *Client) As(pid, uid, gid int) *Client {
 	if c == nil {
 		return nil
@@ -80,7 +79,7 @@ func (c *Client) As(pid, uid, gid int) *Client {
 	return &other
 }
 
-// OrSelf returns a client that sends in its own name where As is not permitted.
+// OrSelf returns a client that sends in the name of this process if As is not permitted.
 func (c *Client) OrSelf() *Client {
 	if c == nil {
 		return nil
@@ -90,17 +89,17 @@ func (c *Client) OrSelf() *Client {
 	return &other
 }
 
-// Send sends one message. It blocks while the manager's queue is full, until
-// ctx is done or Timeout has passed; the error then wraps context.Canceled or
-// context.DeadlineExceeded. A message that is not valid is not sent; the error
-// then wraps ErrInvalid.
+// Send sends one message. While the manager's queue is full it waits, until ctx is done
+// or Timeout has passed. The error then wraps context.Canceled or
+// context.DeadlineExceeded. A message that is not valid is not sent, and the error wraps
+// ErrInvalid.
 func (c *Client) Send(ctx context.Context, assignments ...Assignment) error {
 	return c.SendFiles(ctx, nil, assignments...)
 }
 
-// SendFiles is Send with open descriptors, at most MaxFiles. They stay open
-// here. The manager closes what it does not want, which is all of them unless
-// the message has FDSTORE=1 or MAINPIDFD=1.
+// SendFiles is Send with open descriptors, at most MaxFiles. They stay open in this
+// process. The manager closes its copies, unless the message has FDSTORE=1 or
+// MAINPIDFD=1.
 func (c *Client) SendFiles(ctx context.Context, fds []int, assignments ...Assignment) error {
 	if c == nil {
 		return ErrNoSocket
@@ -121,10 +120,10 @@ func (c *Client) SendFiles(ctx context.Context, fds []int, assignments ...Assign
 	return c.send(ctx, datagram, fds)
 }
 
-// Barrier waits until the manager has handled everything that was sent before,
-// like sd_notify_barrier(3). A process that the manager did not start itself
-// must not exit sooner, or the manager may not find out who sent the message.
-// Its time and the errors when it is over are those of Send.
+// Barrier waits until the manager has handled all earlier messages, like
+// sd_notify_barrier(3). A process that the manager did not start itself must not exit
+// before, or the manager may not find out which unit its messages belong to. Barrier
+// waits as long as Send, and returns the same errors.
 func (c *Client) Barrier(ctx context.Context) error {
 	if c == nil {
 		return ErrNoSocket
@@ -137,7 +136,7 @@ func (c *Client) Barrier(ctx context.Context) error {
 		return fmt.Errorf("barrier: %w", err)
 	}
 	defer r.Close()
-	// The manager's copy has to be the last one: its close is the answer.
+	// The manager answers by closing its copy, which must be the last one.
 	err = c.send(ctx, []byte("BARRIER=1"), []int{int(w.Fd())})
 	w.Close()
 	if err != nil {
@@ -166,7 +165,7 @@ func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, Timeout)
 }
 
-// send sends a datagram with descriptors, under the client's identity.
+// send sends a datagram with descriptors, in the name of the client's process.
 func (c *Client) send(ctx context.Context, datagram []byte, fds []int) error {
 	var rights []byte
 	if len(fds) > 0 {
@@ -204,7 +203,7 @@ func (c *Client) transmit(ctx context.Context, datagram, control []byte) (err er
 	}
 	socket := os.NewFile(uintptr(fd), c.address)
 	defer socket.Close()
-	// Only a connected socket can be waited for when the queue is full.
+	// poll(2) waits for room in the manager's queue only if the socket is connected.
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: c.address}); err != nil {
 		return err
 	}

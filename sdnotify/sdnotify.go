@@ -1,16 +1,15 @@
-// Package sdnotify tells the service manager about the state of a service, as
-// described in sd_notify(3): a datagram of NAME=value lines, sent to the socket
-// that NOTIFY_SOCKET names, with descriptors and with the identity of another
-// process where asked. It also reads such datagrams, as the manager does.
+// Package sdnotify tells the service manager about the state of a service,
+// sd_notify(3). A message is a datagram of lines NAME=value, sent to the socket in
+// NOTIFY_SOCKET. It can carry descriptors, and be sent in the name of another process.
+// The package also parses such datagrams, as the manager does.
 //
 //	client, err := sdnotify.FromEnvironment()
 //	...
 //	err = client.Send(ctx, sdnotify.Ready(), sdnotify.Status("serving"))
 //	err = client.Barrier(ctx)
 //
-// The manager never answers. That a datagram was sent, even that Barrier has
-// returned, does not say that the manager agreed with it: NotifyAccess= and the
-// like decide that, and the manager's log tells. See systemd.service(5).
+// The manager never answers. It may ignore a datagram, even if Barrier has returned,
+// for example because of NotifyAccess= in systemd.service(5). Only its log tells.
 package sdnotify
 
 import (
@@ -21,18 +20,16 @@ import (
 	"strings"
 )
 
-// MaxSize is how many bytes of a datagram the manager reads. It ignores a
-// longer one as a whole.
+// MaxSize is how many bytes a datagram may have. The manager ignores a longer one.
 const MaxSize = 4096
 
-// ErrInvalid is wrapped by the errors of a message that the manager would not
-// take, or would read as something else than what was meant. Such a message is
-// not sent, not even in part.
+// ErrInvalid is wrapped by errors about a message that the manager would not take, or
+// would misread. Such a message is not sent, not even in part.
 var ErrInvalid = errors.New("invalid notification")
 
-// An Assignment is one line of a message, NAME=value. The well-known ones have
-// a function each in this package. The manager ignores names that it does not
-// know; those of one's own begin with X_ and a name space.
+// An Assignment is one line of a message, NAME=value. For each well-known assignment
+// this package has a function. The manager ignores names that it does not know. Names
+// of your own begin with X_ and a name space.
 type Assignment struct {
 	// Name is made of ASCII letters, digits and underscores; it does not
 	// begin with a digit.
@@ -43,11 +40,11 @@ type Assignment struct {
 	Value string
 }
 
-// A Message is what one datagram says.
+// A Message is the content of one datagram.
 type Message []Assignment
 
-// Get returns the value of the first assignment to name, which is the one that
-// the manager goes by, and whether there is one.
+// Get returns the value of the first assignment to name, and whether there is one. The
+// manager uses the first one, too.
 func (m Message) Get(name string) (value string, found bool) {
 	for _, a := range m {
 		if a.Name == name {
@@ -57,10 +54,9 @@ func (m Message) Get(name string) (value string, found bool) {
 	return "", false
 }
 
-// Format returns m as a datagram. A backslash is written twice, because the
-// manager takes a single one for an escape and drops it. Format fails with
-// ErrInvalid if m is empty, is longer than MaxSize, or has a name or a value
-// that an Assignment must not have.
+// Format returns m as a datagram. It writes each backslash twice, because the manager
+// drops a single one. Format fails with ErrInvalid if m is empty or longer than
+// MaxSize, or if an assignment has an invalid name or value.
 func (m Message) Format() ([]byte, error) {
 	if len(m) == 0 {
 		return nil, fmt.Errorf("%w: no assignments", ErrInvalid)
@@ -86,17 +82,15 @@ func (m Message) Format() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Parse reads a datagram as the manager does: newlines and carriage returns
-// separate the assignments, empty lines do not count, a backslash escapes the
-// byte after it, and the datagram may end with one NUL. An empty datagram is
-// an empty message.
+// Parse parses a datagram as the manager does. Newlines and carriage returns separate
+// the assignments. Empty lines do not count. A backslash escapes the byte after it. The
+// datagram may end with one NUL. An empty datagram is an empty message.
 //
-// Parse is stricter than the manager, which ignores lines that it does not
-// understand: a line that is not an assignment, a name that is none, an escaped
-// line break, as well as an embedded NUL, a backslash at the very end and a
-// datagram longer than MaxSize are errors. They wrap ErrInvalid and name the
-// line, counted from 1. What Parse returns without an error, Format writes,
-// unless it is empty.
+// Parse is stricter than the manager, which ignores what it does not understand. These
+// are errors: a line that is not an assignment, an invalid name, an escaped line break,
+// a NUL inside, a backslash at the very end, and a datagram longer than MaxSize. They
+// wrap ErrInvalid and have the number of the line, from 1. Format can write any message
+// that Parse returns without an error, unless it is empty.
 func Parse(datagram []byte) (Message, error) {
 	if len(datagram) > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes, more than %d", ErrInvalid, len(datagram), MaxSize)
@@ -125,9 +119,8 @@ func Parse(datagram []byte) (Message, error) {
 	return m, nil
 }
 
-// cutLine returns the first line of text without its escapes and its line break
-// ("\n", "\r" or "\r\n"), and what follows it. With an error, line is what was
-// read until then.
+// cutLine returns the first line of text, without its escapes and its line break
+// ("\n", "\r" or "\r\n"), and the rest. With an error, line is what was read before.
 func cutLine(text string) (line, rest string, err error) {
 	var b strings.Builder
 	for i := 0; i < len(text); i++ {
@@ -155,8 +148,8 @@ func cutLine(text string) (line, rest string, err error) {
 	return b.String(), "", nil
 }
 
-// check refuses well-known assignments whose value the manager would ignore
-// with a line in its own log, where the sender does not see it.
+// check fails for a well-known assignment with a value that the manager would ignore.
+// The manager would only log that, and the sender would not see it.
 func (m Message) check() error {
 	for _, a := range m {
 		ok := true

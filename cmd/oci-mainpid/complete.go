@@ -11,7 +11,7 @@ import (
 	"oci-mainpid-hook/internal/manager"
 )
 
-// serviceName appends .service to what has no type, as systemctl(1) does.
+// serviceName appends .service to a name without it, as systemctl(1) does.
 func serviceName(arg string) string {
 	if strings.HasSuffix(arg, ".service") {
 		return arg
@@ -29,10 +29,10 @@ func serviceNames(args []string) []string {
 	return names
 }
 
-// completionTimeout is how long somebody waits who pressed the tab key.
+// completionTimeout bounds a completion, for which a person waits.
 const completionTimeout = 2 * time.Second
 
-// completeUnits completes the names of our services. Everybody may ask for them.
+// completeUnits completes the names of our services. It needs no privileges.
 func completeUnits(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
 	defer cancel()
@@ -56,7 +56,7 @@ func completeOneUnit(cmd *cobra.Command, args []string, prefix string) ([]string
 	return completeUnits(cmd, args, prefix)
 }
 
-// mustRegister completes the values of a flag with words.
+// mustRegister has the words complete the values of a flag.
 func mustRegister(cmd *cobra.Command, flag string, words ...string) {
 	err := cmd.RegisterFlagCompletionFunc(flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return words, cobra.ShellCompDirectiveNoFileComp

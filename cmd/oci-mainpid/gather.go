@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// gatherTimeout is how long a command looks at other users' files and processes
-// before it shows what it has.
+// gatherTimeout is how long a command reads other users' files and processes before
+// it shows what it has.
 const gatherTimeout = 30 * time.Second
 
 // gathering is what a command has found so far.
@@ -19,14 +19,14 @@ type gathering[T any] struct {
 	at    string
 }
 
-// look says what is looked at from now on.
+// look notes what is read from now on.
 func (g *gathering[T]) look(at string) {
 	g.mutex.Lock()
 	defer g.mutex.Unlock()
 	g.at = at
 }
 
-// add adds what was found.
+// add adds what was read.
 func (g *gathering[T]) add(items ...T) {
 	g.mutex.Lock()
 	defer g.mutex.Unlock()
@@ -36,16 +36,16 @@ func (g *gathering[T]) add(items ...T) {
 // errInterrupted says that a signal ended a command.
 var errInterrupted = errors.New("interrupted")
 
-// lateError says what kept a command waiting for too long.
+// lateError says what a command was reading when its time was over.
 type lateError struct{ at string }
 
 func (e lateError) Error() string {
-	return fmt.Sprintf("gave up after %v, looking at %s; what is shown is not all", gatherTimeout, e.at)
+	return fmt.Sprintf("gave up after %v while reading %s; the output is incomplete", gatherTimeout, e.at)
 }
 
-// gather returns what find finds, even if find does not return: somebody may have
-// found a way to keep it waiting. The error is then a lateError, or errInterrupted
-// if ctx has ended.
+// gather returns what find has added, even if find does not return, because a user may
+// have found a way to keep find waiting. The error is then a lateError, or
+// errInterrupted if ctx has ended.
 func gather[T any](ctx context.Context, find func(ctx context.Context, g *gathering[T]) error) ([]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, gatherTimeout)
 	defer cancel()

@@ -24,7 +24,7 @@ type generation struct {
 	user, outputDir string
 	options         dropin.Options
 	dryRun, force   bool
-	systemdVersion  int // 0 for the one that is installed
+	systemdVersion  int // 0 for the version that is installed
 
 	stdout io.Writer
 	log    *logrus.Logger
@@ -44,8 +44,8 @@ func newGenerateCommand(g generation) *cobra.Command {
 runs the service as a user and has the container's conmon as its main process.
 FILE is a unit file NAME.service that runs podman, for which --user is needed, or a
 Quadlet file, which has User= in [Service]. The volumes, networks and so on that a
-Quadlet file names get their drop-ins, too. Of several files, none is written if
-one is refused.`,
+Quadlet file references get their drop-ins, too. If one of several files is
+refused, no drop-in is written.`,
 		Example: "  oci-mainpid generate --user=web /etc/systemd/system/web.service\n  systemctl daemon-reload && systemctl restart web.service",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -71,7 +71,7 @@ one is refused.`,
 	return cmd
 }
 
-// run writes the drop-ins of all files, or none.
+// run writes the drop-ins of all files. If one file is refused, it writes none.
 func (g *generation) run(ctx context.Context, paths []string) error {
 	var services, quadlets []string
 	for _, path := range paths {
@@ -138,7 +138,7 @@ func (g *generation) write(plan *quadlet.Plan) error {
 			about(g.log, d.Service).Warn(warning)
 		}
 		if len(d.Repeated) > 0 {
-			about(g.log, d.Service).Infof("the drop-in gives %s= again, changed; after editing the unit run oci-mainpid generate again", strings.Join(d.Repeated, "= and "))
+			about(g.log, d.Service).Infof("the drop-in replaces %s= of the unit; after editing the unit, run oci-mainpid generate again", strings.Join(d.Repeated, "= and "))
 		}
 		if !unitfile.IsTemplate(d.Service) {
 			restart += " " + d.Service
@@ -165,7 +165,7 @@ func (g *generation) write(plan *quadlet.Plan) error {
 	return nil
 }
 
-// about returns the log for lines about a service, "" for none.
+// about returns the log for lines about a service. service is "" for lines about none.
 func about(log *logrus.Logger, service string) *logrus.Entry {
 	if service == "" {
 		return logrus.NewEntry(log)

@@ -29,9 +29,9 @@ Writes a drop-in into DIR for each Quadlet file with a User= in [Service]. syste
 runs it, see oci-mainpid-generator(8). With --dry-run it prints the drop-ins.
 `
 
-// generator is the whole program under that name. Its exit status is 0 unless
-// its command line is wrong: systemd would go on anyway, and what is wrong with
-// a unit is that unit's own business.
+// generator is the whole program under that name. It returns the exit status, which is
+// 0 unless the command line is wrong: a wrong unit must not hold up a boot, and fails
+// by itself.
 func generator(args []string) int {
 	dryRun := len(args) == 1 && (args[0] == "--dry-run" || args[0] == "--dryrun")
 	if len(args) != 1 && len(args) != 3 || !dryRun && strings.HasPrefix(args[0], "-") {
@@ -47,7 +47,7 @@ func generator(args []string) int {
 		fmt.Fprintf(os.Stderr, "%s: %s (see %[1]s --help)\n", generatorName, message.Line(wrong))
 		return exitUsage
 	}
-	// It is over before garbage is worth collecting.
+	// The program ends before collecting garbage would pay.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(256 << 20)
 	log := newGeneratorLog(dryRun)
@@ -76,9 +76,9 @@ func generator(args []string) int {
 	return 0
 }
 
-// generatorTimeout bounds the generator's run: Quadlet's, and the name service's.
-// systemd kills generators after 90 s, systemd.generator(7). What is not known by
-// then does not start.
+// generatorTimeout bounds the generator's run, with Quadlet's generator and the name
+// service. systemd kills generators after 90 s, systemd.generator(7). A unit whose user
+// is not known by then is refused.
 const generatorTimeout = 30 * time.Second
 
 func logPlan(log logFunc, plan *quadlet.Plan) {
@@ -98,8 +98,8 @@ func logPlan(log logFunc, plan *quadlet.Plan) {
 	}
 }
 
-// writePlan writes the drop-ins into dir, those that refuse first, and links that
-// mask units into masks.
+// writePlan writes the drop-ins into dir, refusing ones first. For each drop-in that
+// cannot be written it masks the unit, by a link in masks.
 func writePlan(log logFunc, plan *quadlet.Plan, dir, masks string) {
 	refusing, serving := plan.Dropins()
 	for _, dropins := range [][]*dropin.Dropin{refusing, serving} {
@@ -113,9 +113,8 @@ func writePlan(log logFunc, plan *quadlet.Plan, dir, masks string) {
 	}
 }
 
-// writeOrMask writes a drop-in. If that fails, systemd would start a unit that is
-// not as it was decided, and so the unit is masked: a link needs no room in a file
-// system that is full.
+// writeOrMask writes a drop-in. If that fails, it masks the unit, which systemd would
+// otherwise start without the drop-in. A link needs no room on a full file system.
 func writeOrMask(d *dropin.Dropin, dir, masks string) error {
 	err := d.Write(dir)
 	if err == nil || manager.IsUserManager(d.Unit) {
@@ -130,13 +129,13 @@ func writeOrMask(d *dropin.Dropin, dir, masks string) error {
 // logFunc takes a line for the administrator about a service, "" for none.
 type logFunc func(kind message.Kind, service, text string)
 
-// newGeneratorLog returns where messages go: to the journal; to the kernel's log, as at
-// boot there may be no other, systemd.generator(7); to stderr, if somebody
-// watches or both are shut.
+// newGeneratorLog returns a function that sends messages to the journal. At boot there
+// may be no journal, and then they go to the kernel's log, systemd.generator(7). They
+// also go to standard error if that is a terminal, or if neither log can be written.
 func newGeneratorLog(dryRun bool) logFunc {
 	kmsg := -1
 	if !dryRun {
-		// In a container it may be a FIFO that nobody reads.
+		// In a container /dev/kmsg may be a FIFO that nobody reads.
 		if fd, err := unix.Open("/dev/kmsg", unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err == nil {
 			kmsg = fd
 		}

@@ -21,7 +21,7 @@ func newLog(stderr io.Writer) *logrus.Logger {
 	return log
 }
 
-// lineFormatter writes a line for a person: the program, the unit, what is wrong.
+// lineFormatter writes a line for people: the program, the unit, the message.
 type lineFormatter struct{}
 
 // Format implements logrus.Formatter.
@@ -39,13 +39,13 @@ func (lineFormatter) Format(e *logrus.Entry) ([]byte, error) {
 // addLogFlags adds the flags that say what is logged, and how.
 func addLogFlags(cmd *cobra.Command, log *logrus.Logger) {
 	flags := cmd.PersistentFlags()
-	flags.BoolFunc("verbose", "the same as --log-level=debug; check: of several units, show what is well, too", func(value string) error {
+	flags.BoolFunc("verbose", "the same as --log-level=debug; check also shows points that are ok, of several units", func(value string) error {
 		if value == "true" {
 			log.SetLevel(logrus.DebugLevel)
 		}
 		return nil
 	})
-	flags.Func("log-level", "log what is as grave as `LEVEL` or graver: error, warning, info (the default) or debug", func(value string) error {
+	flags.Func("log-level", "log messages of this `LEVEL` and graver ones: error, warning, info (the default) or debug", func(value string) error {
 		level, ok := map[string]logrus.Level{"error": logrus.ErrorLevel, "warning": logrus.WarnLevel, "info": logrus.InfoLevel, "debug": logrus.DebugLevel}[value]
 		if !ok {
 			return fmt.Errorf("%q is none of error, warning, info, debug", value)

@@ -23,7 +23,7 @@ const (
 	exitUsage  = 2
 )
 
-// errUsage marks what is wrong with the command line rather than with a file.
+// errUsage marks errors of the command line, which have the exit status exitUsage.
 var errUsage = errors.New("see oci-mainpid --help")
 
 // version is set by the Makefile, see VERSION there.
@@ -55,7 +55,7 @@ func main() {
 	os.Exit(exitFailed)
 }
 
-// run is root.Execute, with an error where cobra's command completion has none.
+// run is root.Execute, but completion without a shell, or with an unknown one, fails.
 func run(root *cobra.Command) error {
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
@@ -103,13 +103,13 @@ func command(log *logrus.Logger) *cobra.Command {
 	return root
 }
 
-// notStarted is the error of refuse.
+// notStarted is the error of the command refuse.
 type notStarted struct{ unit, reason string }
 
 func (e notStarted) Error() string { return e.unit + ": not started: " + e.reason }
 
-// refuseCommand is what a unit runs that must not start. The drop-ins of package
-// quadlet name it.
+// refuseCommand returns the command that a refused unit runs: it fails and logs why.
+// dropin.Refusal writes it into the unit.
 func refuseCommand() *cobra.Command {
 	refused := notStarted{}
 	cmd := &cobra.Command{
@@ -131,7 +131,7 @@ func refuseCommand() *cobra.Command {
 	return cmd
 }
 
-// quadletFilesCommand is for the scripts of the packages.
+// quadletFilesCommand returns a command for the packages' scripts.
 func quadletFilesCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "quadlet-files",

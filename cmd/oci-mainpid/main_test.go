@@ -96,7 +96,7 @@ func TestGenerate(t *testing.T) {
 	if stdout != wrote+"run: systemctl daemon-reload && systemctl restart web.service\n" {
 		t.Errorf("stdout: %s", stdout)
 	}
-	for _, want := range []string{"warning: Cgroup=mixed: MemoryMax=", "gives ExecStart= again"} {
+	for _, want := range []string{"warning: Cgroup=mixed: MemoryMax=", "the drop-in replaces ExecStart= of the unit"} {
 		if !strings.Contains(stderr, want) {
 			t.Errorf("stderr without %q: %s", want, stderr)
 		}
@@ -143,7 +143,7 @@ func TestGenerateRefuses(t *testing.T) {
 		{"unknown user", []string{"--user=nobodyhere", "web.service"}, `--user: user "nobodyhere" does not exist`, false},
 		{"root", []string{"--user=root", "web.service"}, "is root", false},
 		{"one of several", []string{"--user=web", "web.service", "bad.service", "other.service"}, "bad.service: no [Service] section", false},
-		{"another user", []string{"--user=web", "db.service"}, "db.service: has User=db already, --user=web differs", false},
+		{"another user", []string{"--user=web", "db.service"}, "db.service: has User=db already, and --user=web is another user", false},
 		{"text", []string{"--user=web", "text.service"}, "not a unit file", false},
 		{"huge", []string{"--user=web", "huge.service"}, "larger than 1 MiB", false},
 		{"a directory", []string{"--user=web", "dir.service"}, "is a directory", false},

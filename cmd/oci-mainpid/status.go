@@ -50,10 +50,11 @@ it and as podman has it, and whether systemd's main process is podman's conmon.`
 	return cmd
 }
 
-// clearScreen goes to the top left and erases what is there, console_codes(4).
+// clearScreen moves the cursor to the top left and erases the screen,
+// console_codes(4).
 const clearScreen = "\x1b[H\x1b[2J"
 
-// statusWriter returns what writes a format.
+// statusWriter returns the function that writes the format.
 func statusWriter(format string, w io.Writer) (func(services []status.Service, watch bool) error, error) {
 	switch format {
 	case "table":
@@ -96,7 +97,8 @@ func statusWriter(format string, w io.Writer) (func(services []status.Service, w
 	return nil, usageError(fmt.Errorf("--format=%s is none of table, json, prometheus", format))
 }
 
-// settle is how long changes are waited for that come together.
+// settle is how long to wait for more changes after one, so that they are shown
+// together.
 const settle = 100 * time.Millisecond
 
 func showStatus(ctx context.Context, names []string, watch bool, write func([]status.Service, bool) error, log *logrus.Logger) error {
@@ -138,7 +140,7 @@ func showStatus(ctx context.Context, names []string, watch bool, write func([]st
 			err = write(services, true)
 		}
 		if ctx.Err() != nil {
-			return nil // SIGINT is how it ends
+			return nil // --watch ends with SIGINT
 		}
 		if err != nil {
 			return err
@@ -160,14 +162,14 @@ func showStatus(ctx context.Context, names []string, watch bool, write func([]st
 type reason int
 
 const (
-	again       reason = iota // something has changed
+	again       reason = iota // a unit has changed
 	redraw                    // the terminal has changed
 	interrupted               // ctx has ended
-	lost                      // the connection has
+	lost                      // the connection to systemd has ended
 )
 
-// await waits for the reason to go on. With all, a unit that has become one of
-// ours is a change, too.
+// await waits until the status must be shown again or the command must end, and returns
+// the reason. With all, it counts as a change that a unit becomes ours.
 func await(ctx context.Context, m *manager.Manager, shown []status.Service, all bool, changes <-chan string, resized <-chan os.Signal) reason {
 	var due <-chan time.Time
 	for {

@@ -11,11 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writeFile writes a file whole, or leaves the one that was there: root was asked
-// for it, but who else could change where it goes must not have it elsewhere. So
-// each directory on the way must be root's and writable by nobody else, or have
-// the sticky bit, as /tmp has; no link is followed; and in place of the file there
-// may be nothing, or a regular file of root's.
+// writeFile writes a file whole, or leaves the old file. Root asked for the file, and no
+// other user may lead it elsewhere. So each directory on the path must be root's and
+// writable by nobody else, or have the sticky bit like /tmp. No link is followed. An
+// old file must be a regular file of root's.
 func writeFile(path string, data []byte) error {
 	absolute, err := absolutePath(path)
 	if err != nil {
@@ -48,8 +47,8 @@ func writeFile(path string, data []byte) error {
 	return nil
 }
 
-// absolutePath is filepath.Abs, but goes by the kernel's name of the working
-// directory, which has no links in it.
+// absolutePath is filepath.Abs with the kernel's path of the working directory, which
+// has no links.
 func absolutePath(path string) (string, error) {
 	if filepath.IsAbs(path) {
 		return filepath.Clean(path), nil
@@ -65,7 +64,8 @@ func absolutePath(path string) (string, error) {
 // errElsewhere is the advice for a directory that somebody else can change.
 var errElsewhere = errors.New("name a file in a directory of root's, such as /root")
 
-// openDirectory opens a directory from the root on, one step after the other.
+// openDirectory opens a directory step by step, from the root directory on. It fails for
+// a link, and for a directory that a user other than root can change.
 func openDirectory(path string) (int, error) {
 	dir, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -99,7 +99,7 @@ func isLink(dir int, name string) bool {
 	return unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK
 }
 
-// onlyRoots fails if somebody else than root can change what is in a directory.
+// onlyRoots fails if a user other than root can replace files in a directory.
 func onlyRoots(dir int) error {
 	var st unix.Stat_t
 	err := unix.Fstat(dir, &st)
@@ -114,7 +114,7 @@ func onlyRoots(dir int) error {
 	return nil
 }
 
-// replaceable fails if a name is taken by what root did not put there.
+// replaceable fails if the name is taken by anything but a regular file of root's.
 func replaceable(dir int, name string) error {
 	var st unix.Stat_t
 	err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)

@@ -1,5 +1,5 @@
-// Package account looks up the users that run containers: passwd(5), subordinate
-// IDs (subuid(5), subgid(5)) and the user's runtime directory.
+// Package account looks up the users that run containers: passwd(5), their
+// subordinate IDs (subuid(5), subgid(5)) and their runtime directories.
 package account
 
 import (
@@ -25,8 +25,8 @@ type Account struct {
 	Home, Shell string // as in passwd(5)
 }
 
-// RuntimeDir returns the directory in which the user's podman keeps what lasts
-// until reboot, XDG_RUNTIME_DIR in pam_systemd(8).
+// RuntimeDir returns the user's runtime directory, XDG_RUNTIME_DIR in
+// pam_systemd(8). podman keeps its state there until reboot.
 func (a Account) RuntimeDir() string { return "/run/user/" + strconv.Itoa(a.UID) }
 
 // Manager returns the name of the user's service manager, user@.service(5).
@@ -48,7 +48,7 @@ type NoIDsError struct {
 	User string
 	// Missing are the kinds that are missing, "user" and "group".
 	Missing []string
-	// Free is a range that nobody has, as usermod(8) takes it.
+	// Free is a range that no user has, in the form of usermod(8).
 	Free string
 }
 
@@ -56,7 +56,7 @@ func (e *NoIDsError) Error() string {
 	return fmt.Sprintf("user %q has no subordinate %s IDs; give it a free range: %s", e.User, strings.Join(e.Missing, " and "), e.Remedy())
 }
 
-// Remedy returns the command that gives the user all that is missing.
+// Remedy returns the command that gives the user all missing IDs.
 func (e *NoIDsError) Remedy() string {
 	command := "usermod"
 	for _, kind := range e.Missing {
@@ -71,8 +71,8 @@ type Accounts struct {
 	// Etc is the directory of passwd, subuid, subgid and nsswitch.conf; /etc if
 	// empty.
 	Etc string
-	// Getent is asked for a user that passwd does not have; /usr/bin/getent if
-	// empty, nothing if "-".
+	// Getent is the path of getent(1), which is asked for a user who is not in
+	// passwd. It is /usr/bin/getent if empty. With "-" only passwd counts.
 	Getent string
 
 	mutex sync.Mutex
@@ -84,11 +84,12 @@ type lookup struct {
 	err     error
 }
 
-// nameServiceTimeout bounds how long a network directory may hold up a boot, for
-// all users together.
+// nameServiceTimeout bounds how long the name service, such as a network directory,
+// may hold up a boot. LookupAll spends it once for all users.
 const nameServiceTimeout = 5 * time.Second
 
-// LookupAll looks up all users at once, so that Lookup has the answers.
+// LookupAll looks up all users at the same time, so that Lookup has the answers
+// already. It takes at most 5 seconds.
 func (a *Accounts) LookupAll(ctx context.Context, namesOrUIDs []string) {
 	ctx, cancel := context.WithTimeout(ctx, nameServiceTimeout)
 	defer cancel()
@@ -108,9 +109,9 @@ func (a *Accounts) LookupAll(ctx context.Context, namesOrUIDs []string) {
 	group.Wait()
 }
 
-// Lookup returns the user of that name or number. The error is ErrUnknown,
-// ErrRoot, ErrNoAnswer, a *NoIDsError, or one of the file system, with the user's
-// name. The account is set with a *NoIDsError, too.
+// Lookup returns the user with that name or UID, within 5 seconds. The error is
+// ErrUnknown, ErrRoot, ErrNoAnswer, a *NoIDsError, or one of the file system, and has
+// the user's name. With a *NoIDsError the account is set, too.
 func (a *Accounts) Lookup(ctx context.Context, nameOrUID string) (Account, error) {
 	a.mutex.Lock()
 	l, ok := a.known[nameOrUID]
@@ -165,8 +166,8 @@ func isTheirs(r user.SubID, name string, uid int) bool {
 	return r.Name == name || r.Name == strconv.Itoa(uid)
 }
 
-// FreeIDs returns a range of subordinate user and group IDs that nobody has, as
-// usermod(8) takes it. It is as large as the one that useradd(8) gives to a user.
+// FreeIDs returns a range of subordinate user and group IDs that no user has, in the
+// form of usermod(8). It is as large as the range that useradd(8) gives to a user.
 func (a *Accounts) FreeIDs() string {
 	const first, count = 100000, 65536
 	next := int64(first)
@@ -182,8 +183,8 @@ func (a *Accounts) FreeIDs() string {
 	return fmt.Sprintf("%d-%d", next, next+count-1)
 }
 
-// SharesIDsWith returns the name of another user who has some of the same
-// subordinate IDs as the account, "" if there is none.
+// SharesIDsWith returns the name of another user who has some of the account's
+// subordinate IDs, or "" if there is none.
 func (a *Accounts) SharesIDsWith(account Account) string {
 	for _, file := range []string{"subuid", "subgid"} {
 		ranges, err := user.ParseSubIDFile(filepath.Join(a.etc(), file))
@@ -256,8 +257,8 @@ func (a *Accounts) getent(ctx context.Context, nameOrUID string, match func(user
 	return users
 }
 
-// subordinateIDsElsewhere reports whether subordinate IDs come from another source
-// than /etc/subuid and /etc/subgid, nsswitch.conf(5). Only podman knows them then.
+// subordinateIDsElsewhere reports whether subordinate IDs come from a source other
+// than /etc/subuid and /etc/subgid, nsswitch.conf(5). Then only podman can find them.
 func (a *Accounts) subordinateIDsElsewhere() bool {
 	data, err := os.ReadFile(filepath.Join(a.etc(), "nsswitch.conf"))
 	if err != nil {

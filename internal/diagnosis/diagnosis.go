@@ -1,8 +1,8 @@
-// Package diagnosis finds out whether a machine and its units can do what
-// oci-mainpid is for, and what to type where they cannot.
+// Package diagnosis finds out whether a machine and its units can run containers as a
+// user, and what to type if not.
 //
-// Facts are gathered first, by Reader, and judged after that, by the methods
-// Points of Machine and Unit, which look at nothing but the facts.
+// Reader gathers the facts first. Then Machine.Points and UnitFacts.Points judge
+// them. These two look at the facts only.
 package diagnosis
 
 import (
@@ -23,18 +23,18 @@ const (
 	Fail Level = "fail" // does not work
 )
 
-// Point is one thing that was looked at.
+// Point is one thing that was checked.
 type Point struct {
 	// Object is the unit's name, empty for the machine.
 	Object string `json:"unit,omitempty"`
 	Level  Level  `json:"level"`
 	What   string `json:"what"`
 	Found  string `json:"found"`
-	// Fix is what to type, or to do, where Level is not OK.
+	// Fix is what to type or to do. It is empty if Level is OK.
 	Fix string `json:"fix,omitempty"`
 }
 
-// points collects those of one object.
+// points collects the points of one object.
 type points struct {
 	object string
 	list   []Point
@@ -48,10 +48,10 @@ func (p *points) add(level Level, what, found, fix string) {
 	p.list = append(p.list, Point{Object: p.object, Level: level, What: what, Found: printable.Clean(found), Fix: printable.Clean(fix)})
 }
 
-// NoUnits is the point of a machine that has no unit of ours.
+// NoUnits is the point for a machine that has no unit of ours.
 var NoUnits = Point{Level: OK, What: "units", Found: "no unit runs its container as a user yet, see: oci-mainpid generate --help"}
 
-// Failures returns how many of the points are of the level Fail, and of Warn.
+// Failures returns how many of the points have the levels Fail and Warn.
 func Failures(list []Point) (failures, warnings int) {
 	for _, p := range list {
 		switch p.Level {
@@ -80,9 +80,9 @@ var levels = map[Level]struct {
 	Fail: {"FAIL", terminal.Bad},
 }
 
-// Write writes the points for people, by object. Of several units, points that
-// are well are counted only, and others that are the same as of an earlier one
-// say so, unless all are wanted.
+// Write writes the points for people, object by object. If there are several units, it
+// only counts the points with the level OK, and a point that an earlier unit has, too,
+// refers to that unit. With all it writes every point in full.
 func Write(o *terminal.Output, list []Point, all bool) {
 	var objects []string
 	for _, p := range list {

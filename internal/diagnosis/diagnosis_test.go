@@ -167,7 +167,7 @@ func TestMachines(t *testing.T) {
 		"newuidmap not setuid": {func(m *Machine) { m.NewUIDMap.Privileged = false }, "ID mapping", Fail, "setuid", "chmod u+s"},
 		"no notify-mainpid":    {func(m *Machine) { m.NotifyMainPID = Program{} }, "notify-mainpid", Fail, "not installed", "install"},
 		"it is somebody's":     {func(m *Machine) { m.NotifyMainPID.Unsafe = true }, "notify-mainpid", Fail, "others may change it", "chown"},
-		"no generator":         {func(m *Machine) { m.Generator = Program{} }, "generator", Warn, "run as root", "ln -s /usr/bin/oci-mainpid"},
+		"no generator":         {func(m *Machine) { m.Generator = Program{} }, "generator", Warn, "get no drop-in, and fail", "ln -s /usr/bin/oci-mainpid"},
 		"no hook":              {func(m *Machine) { m.Hook = Hook{} }, "hook", Fail, "no JSON in", "install"},
 		"installed elsewhere":  {func(m *Machine) { m.Hook = Hook{Installed: "/usr/local/share/containers/oci/hooks.d/x.json"} }, "hook", Fail, "not /usr/local/share/containers/oci/hooks.d", `below [engine]: hooks_dir = ["/usr/share/containers/oci/hooks.d", "/usr/local/share/containers/oci/hooks.d"]`},
 		"a hook that is gone":  {func(m *Machine) { m.Hook.Wrong = errors.New("the hook: no such file") }, "hook", Fail, "the hook: no such file", "install"},
@@ -193,7 +193,7 @@ func TestUnits(t *testing.T) {
 		found, remedy string
 	}{
 		"not there":            {func(u *UnitFacts) { u.Err = fmt.Errorf("x: %w", manager.ErrNoUnit) }, "unit", Fail, "no unit of this name", "daemon-reload"},
-		"not there yet":        {func(u *UnitFacts) { u.Err, u.Dropin = manager.ErrNoUnit, Dropin{Planned: &quadlet.Decision{}} }, "unit", Fail, "has not read that yet", "systemctl daemon-reload && systemctl start web.service"},
+		"not there yet":        {func(u *UnitFacts) { u.Err, u.Dropin = manager.ErrNoUnit, Dropin{Planned: &quadlet.Decision{}} }, "unit", Fail, "has not read the file yet", "systemctl daemon-reload && systemctl start web.service"},
 		"systemd does not say": {func(u *UnitFacts) { u.Err = errors.New("timeout") }, "unit", Fail, "timeout", "systemctl status"},
 		"masked":               {func(u *UnitFacts) { u.Unit.LoadState = "masked" }, "unit", Fail, "masked", "unmask"},
 		"wrong":                {func(u *UnitFacts) { u.Unit.LoadState, u.Unit.LoadError = "bad-setting", "no ExecStart=" }, "unit", Fail, "bad-setting: no ExecStart=", "systemd-analyze verify"},

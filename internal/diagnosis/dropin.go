@@ -14,27 +14,29 @@ import (
 	"oci-mainpid-hook/quadlet"
 )
 
-// Dropin is a unit's drop-in, compared with the one that it would get now.
+// Dropin is a unit's drop-in, compared with the drop-in that the unit would get now.
 type Dropin struct {
-	Path   string // empty if there is none
+	Path   string // empty if the unit has none
 	Origin dropin.Origin
 	// Foreign says that the drop-in was written by hand.
 	Foreign bool
-	// Text is what is in it, nil if that could not be read.
+	// Text is the drop-in's text, nil if it could not be read.
 	Text *unitfile.File
-	// Current says that it is what the unit would get now.
+	// Current says that the unit would get the same drop-in now.
 	Current bool
-	// Planned is what the unit would get now, nil if that is nothing or not known.
+	// Planned is what the unit would get now. It is nil if the unit would get no
+	// drop-in, or if that is not known.
 	Planned *quadlet.Decision
 	Err     error
 }
 
-// Wanted reports whether the generator would write a drop-in that is not there.
+// Wanted reports whether the unit has no drop-in although the generator would write
+// one.
 func (d Dropin) Wanted() bool { return d.Path == "" && d.Planned != nil }
 
-// planner plans drop-ins anew, to compare with those that are there.
+// planner plans drop-ins anew, to compare them with the drop-ins that are there.
 type planner struct {
-	// generator is what the generator would do.
+	// generator returns the plan that the generator would write.
 	generator func() *quadlet.Plan
 	generate  *quadlet.Planner
 }
@@ -80,7 +82,7 @@ func (p *planner) compare(ctx context.Context, u *manager.Unit) Dropin {
 	return d
 }
 
-// plan decides what a service gets from the program that made its drop-in.
+// plan returns what a service would get now from the program that made its drop-in.
 func (p *planner) plan(ctx context.Context, service string, u *manager.Unit) (*quadlet.Decision, error) {
 	o := u.Origin
 	switch {
@@ -94,7 +96,7 @@ func (p *planner) plan(ctx context.Context, service string, u *manager.Unit) (*q
 		return plan.Of(service), nil
 	}
 	source, user := o.Source, o.User
-	if !filepath.IsAbs(source) { // as before there were records
+	if !filepath.IsAbs(source) { // a drop-in of a time before records
 		source = u.Fragment
 	}
 	if user == "" {
@@ -103,8 +105,8 @@ func (p *planner) plan(ctx context.Context, service string, u *manager.Unit) (*q
 	return p.generate.Service(ctx, source, user, o.Options), nil
 }
 
-// limitSettings returns those settings of a unit that limit what it uses and
-// that are not as systemd sets them by itself.
+// limitSettings returns the settings of a unit that limit what it uses, without those
+// that have systemd's defaults.
 func limitSettings(u *manager.Unit, defaultTasksMax uint64) []string {
 	const infinity = 1<<64 - 1
 	var set []string

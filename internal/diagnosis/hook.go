@@ -19,16 +19,15 @@ import (
 
 const hookName = "oci-mainpid-hook"
 
-// Hook is what the directories of hooks say about our hook.
+// Hook is what podman would find of our hook in the directories of hooks.
 type Hook struct {
-	// JSON is the path of the file that names our hook, empty if no file does.
+	// JSON is the path of the file that configures our hook, empty if there is none.
 	JSON string
-	// Path is the path of the hook's program, as JSON has it.
+	// Path is the path of the hook's program, from that file.
 	Path string
-	// Wrong is what is wrong with JSON or with the program.
+	// Wrong says what is wrong with that file or with the program.
 	Wrong error
-	// Unread says which directories or files were not looked into, and why: one
-	// error for each.
+	// Unread has an error for each directory or file that was not read.
 	Unread []error
 	// Shadow is a file of the same name in a later directory, which podman reads
 	// instead of ours.
@@ -58,9 +57,9 @@ const (
 	maxUnread    = 8        // errors that are kept
 )
 
-// findHook looks for our hook in the directories, as podman does: of several
-// files with one name, podman reads the one in the last directory. When ctx ends,
-// the rest is left unread.
+// findHook looks for our hook in the directories, as podman does. Of several files with
+// the same name, podman reads the one in the last directory. When ctx ends, findHook
+// leaves the rest unread.
 func findHook(ctx context.Context, dirs []string) Hook {
 	h := Hook{}
 	if len(dirs) > maxHookDirs {
@@ -68,7 +67,7 @@ func findHook(ctx context.Context, dirs []string) Hook {
 		dirs = dirs[:maxHookDirs]
 	}
 	last := map[string]string{}        // the path that podman reads, by name
-	ours := map[string]configuration{} // the files that name our hook, by path
+	ours := map[string]configuration{} // the files that configure our hook, by path
 	bytes := 0
 	for _, dir := range dirs {
 		names, err := rootpath.ReadDir(filepath.Clean(dir), maxHookFiles)
@@ -109,8 +108,8 @@ func findHook(ctx context.Context, dirs []string) Hook {
 	return h
 }
 
-// unread keeps an error about what was not looked into. What is not there is no
-// error.
+// unread keeps an error about a directory or file that was not read. A missing one is
+// no error.
 func (h *Hook) unread(err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && len(h.Unread) < maxUnread {
 		h.Unread = append(h.Unread, err)
@@ -135,8 +134,8 @@ func (c configuration) check() error {
 	return nil
 }
 
-// point reports whether podman would run the hook. The settings say where podman
-// looks, and problems is what could not be read of the settings.
+// point adds the point about whether podman would run the hook. s says where podman
+// looks. problems has the errors of reading s.
 func (h Hook) point(p *points, s containersconf.Settings, problems []error) {
 	const what = "hook"
 	from := "podman's default"

@@ -12,13 +12,13 @@ import (
 	"oci-mainpid-hook/internal/terminal"
 )
 
-// Program is a program that has to be there.
+// Program is a program that must be installed.
 type Program struct {
 	Path    string // empty if it was not found
-	Version string // as it says it, empty if it does not
-	// Unsafe says that others than root may change it.
+	Version string // empty if the program does not print one
+	// Unsafe says that users other than root may change the file.
 	Unsafe bool
-	// Privileged says that it is setuid or has file capabilities.
+	// Privileged says that the file is setuid or has capabilities.
 	Privileged bool
 }
 
@@ -27,10 +27,10 @@ type Machine struct {
 	Systemd  string // version
 	Kernel   string // release
 	CgroupV2 bool
-	// Controllers are those that the kernel offers to all, cgroups(7).
+	// Controllers are the controllers that the kernel offers, cgroups(7).
 	Controllers []string
-	// Sysctls by their path below /proc/sys; those that are not there are not in
-	// the map.
+	// Sysctls are kernel settings, by their paths below /proc/sys. A setting that
+	// the kernel does not have is not in the map.
 	Sysctls map[string]string
 
 	Podman, Conmon, Runtime, NewUIDMap, NewGIDMap Program
@@ -38,22 +38,22 @@ type Machine struct {
 	Self                                          string // path of oci-mainpid
 
 	Settings containersconf.Settings // of the system, for all users
-	Problems []error                 // with the files of those
+	Problems []error                 // with the files of Settings
 	Hook     Hook
 
-	// SELinux is "enforcing", "permissive" or empty, AppArmor says whether that
-	// is on and Denials is what they denied since boot, to our programs.
+	// SELinux is "enforcing", "permissive" or empty. AppArmor says whether AppArmor
+	// is on. Denials are messages about what they denied to our programs since boot.
 	SELinux  string
 	AppArmor bool
 	// PodmanProfile says that AppArmor has a profile for podman.
 	PodmanProfile bool
 	Denials       []string
 
-	// LeftOut says which processes of users were not looked at, and why.
+	// LeftOut says which processes of users were not read, and why.
 	LeftOut []string
 }
 
-// Versions from which on what is needed is there.
+// The first versions of systemd with what we need.
 const (
 	barrierVersion  = 246 // BARRIER=1, sd_notify(3)
 	openFileVersion = 253 // OpenFile=, systemd.service(5)
@@ -84,7 +84,7 @@ func (m Machine) Points() []Point {
 	return p.list
 }
 
-// number returns the number that a version starts with: 257 of "257.13-1".
+// number returns the number at the beginning of a version: 257 for "257.13-1".
 func number(version string) int {
 	n, err := strconv.Atoi(version[:len(version)-len(strings.TrimLeft(version, "0123456789"))])
 	if err != nil {
@@ -162,7 +162,7 @@ func (m Machine) cgroups(p *points) {
 	p.ok("cgroups", found)
 }
 
-// missing returns what is not there of the controllers that podman expects.
+// missing returns the controllers that podman expects and that are not in controllers.
 func missing(controllers []string) []string {
 	var missing []string
 	for _, c := range []string{"cpu", "memory", "pids"} {
@@ -239,7 +239,7 @@ func (m Machine) installed(p *points) {
 	}
 	m.Hook.point(p, m.Settings, m.Problems)
 	if m.Generator.Path == "" {
-		p.warn("generator", "oci-mainpid-generator is not where systemd looks: [X-MainPID] in Quadlet files has no effect, such units run as root",
+		p.warn("generator", "oci-mainpid-generator is not where systemd looks: units of Quadlet files with User= in [Service] get no drop-in, and fail",
 			"ln -s "+terminal.Quote(m.Self)+" /usr/lib/systemd/system-generators/oci-mainpid-generator")
 	} else {
 		p.ok("generator", m.Generator.Path)

@@ -32,19 +32,19 @@ import (
 type Reader struct {
 	manager   *manager.Manager
 	machine   Machine
-	installed string // directory of our hook's JSON as it is installed
+	installed string // directory into which our hook's JSON is installed
 	programs  dropin.Programs
 	planner   *planner
 	accounts  *account.Accounts
 	tasksMax  uint64
 	conmons   func() (census.Census, error)
-	// listening is the function of that name, asked once.
+	// listening is the function of that name, called once.
 	listening func() map[string]bool
-	// removesIPC is manager.RemovesIPC, asked once.
+	// removesIPC is manager.RemovesIPC, called once.
 	removesIPC func() bool
 }
 
-// NewReader gathers what there is to know of the machine.
+// NewReader gathers the facts about the machine.
 func NewReader(ctx context.Context, m *manager.Manager) (*Reader, error) {
 	r := &Reader{manager: m, programs: dropin.FindPrograms(), planner: newPlanner(ctx), accounts: &account.Accounts{}}
 	var err error
@@ -68,7 +68,7 @@ func NewReader(ctx context.Context, m *manager.Manager) (*Reader, error) {
 	return r, nil
 }
 
-// Machine returns what is known of the machine.
+// Machine returns the facts about the machine.
 func (r *Reader) Machine() Machine { return r.machine }
 
 func (r *Reader) readMachine(ctx context.Context) {
@@ -117,7 +117,8 @@ func (r *Reader) readMachine(ctx context.Context) {
 	m.Denials = denials(ctx)
 }
 
-// findHook looks for our hook where podman does, and where it was installed.
+// findHook looks for our hook's JSON where podman looks for it. If it is not there,
+// findHook looks where it is installed, too.
 func (r *Reader) findHook(ctx context.Context, s containersconf.Settings) Hook {
 	h := findHook(ctx, s.HooksDir)
 	if h.JSON == "" {
@@ -134,7 +135,7 @@ func fields(path string) []string {
 	return strings.Fields(string(b))
 }
 
-// look finds a program in PATH, which is root's.
+// look finds a program in root's PATH.
 func look(name string) Program {
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -143,7 +144,7 @@ func look(name string) Program {
 	return program(path)
 }
 
-// program returns the program of that path, or none if there is none.
+// program returns the program with that path, or an empty Program if there is none.
 func program(path string) Program {
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
@@ -160,7 +161,7 @@ func program(path string) Program {
 	return p
 }
 
-// findConmon finds conmon as podman does: the first of its paths that is there.
+// findConmon finds conmon as podman does: at the first path that exists.
 func findConmon(paths []string) Program {
 	if len(paths) == 0 {
 		paths = conmonbridge.Executables
@@ -173,8 +174,8 @@ func findConmon(paths []string) Program {
 	return Program{}
 }
 
-// findRuntime finds the OCI runtime: what containers.conf names, or the first of
-// podman's defaults.
+// findRuntime finds the OCI runtime: the one in containers.conf, or else the first of
+// podman's defaults that is installed.
 func findRuntime(name string) Program {
 	switch {
 	case filepath.IsAbs(name):
@@ -188,7 +189,7 @@ func findRuntime(name string) Program {
 	return look("runc")
 }
 
-// versionTimeout bounds other programs, which answer at once or not at all.
+// versionTimeout bounds programs that are asked for their version.
 const versionTimeout = 10 * time.Second
 
 // versioned asks a program of root's for its version.
@@ -207,18 +208,18 @@ func versioned(ctx context.Context, p Program) Program {
 	return p
 }
 
-// denied are the programs of which denials are told, by the name that the kernel
-// has of them, which is of 15 bytes.
+// denied are the programs whose denials are reported, by their names in the kernel,
+// which have at most 15 bytes.
 var denied = []string{"podman", "conmon", "crun", "runc", "oci-mainpid-hoo", "notify-mainpid", "oci-mainpid", "pasta", "newuidmap", "newgidmap", "netavark", "fuse-overlayfs"}
 
-// Bounds of what is looked through for denials.
+// Bounds for the search for denials.
 const (
 	maxAuditEntries = 5000
 	maxAuditLog     = 4 << 20
 )
 
-// denials returns what SELinux or AppArmor denied to our programs since boot,
-// from the journal and auditd's log, the last of which is last.
+// denials returns the messages about what SELinux or AppArmor denied to our programs
+// since boot, oldest first. They are from the journal, or else from auditd's log.
 func denials(ctx context.Context) []string {
 	var found []string
 	q := journal.Query{Matches: []string{"_TRANSPORT=audit", "+", "_TRANSPORT=kernel"}, Boot: true, Newest: true, Most: maxAuditEntries}
@@ -238,7 +239,7 @@ func denials(ctx context.Context) []string {
 	return auditLog("/var/log/audit/audit.log", bootTime())
 }
 
-// auditLog looks through the end of auditd's log.
+// auditLog searches the end of auditd's log.
 func auditLog(path string, since time.Time) []string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -264,8 +265,8 @@ func auditLog(path string, since time.Time) []string {
 	return found
 }
 
-// isDenial reports whether a line of the audit log says that one of our programs
-// was denied something.
+// isDenial reports whether a line of the audit log is about a denial for one of the
+// programs in denied.
 func isDenial(line string) bool {
 	if !strings.Contains(line, "avc:  denied") && !strings.Contains(line, `apparmor="DENIED"`) {
 		return false
@@ -300,7 +301,7 @@ func bootTime() time.Time {
 	return time.Now().Add(-time.Duration(now.Nano()))
 }
 
-// Unit gathers what there is to know of a unit.
+// Unit gathers the facts about a unit.
 func (r *Reader) Unit(ctx context.Context, name string) UnitFacts {
 	u := UnitFacts{Name: name, Offered: r.machine.Controllers}
 	u.Unit, u.Err = r.manager.Unit(ctx, name)
@@ -328,7 +329,7 @@ func (r *Reader) Unit(ctx context.Context, name string) UnitFacts {
 	return u
 }
 
-// readUser gathers what is the user's.
+// readUser gathers the facts about the unit's user.
 func (r *Reader) readUser(ctx context.Context, u *UnitFacts) {
 	uid := strconv.Itoa(u.Account.UID)
 	u.Home = home(u.Account)
@@ -347,7 +348,7 @@ func (r *Reader) readUser(ctx context.Context, u *UnitFacts) {
 	if m, err := r.manager.Unit(ctx, service); err == nil {
 		u.UserManager = m
 		runtime, err := r.manager.Unit(ctx, "user-runtime-dir@"+uid+".service")
-		// Where systemd-logind may not stop them, it does not.
+		// systemd-logind does not stop units that refuse a manual stop.
 		u.ManagerStays = err == nil && m.Properties.Bool("RefuseManualStop") && runtime.Properties.Bool("RefuseManualStop")
 		u.Controllers = fields(filepath.Join("/sys/fs/cgroup", m.ControlGroup, "cgroup.controllers"))
 	}
@@ -362,8 +363,8 @@ func (r *Reader) readUser(ctx context.Context, u *UnitFacts) {
 	u.Bus = unix.Lstat(dir+"/bus", &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK
 }
 
-// systemUIDMax is the last UID of those whose shared memory systemd-logind
-// leaves alone, see RemoveIPC= in logind.conf(5).
+// systemUIDMax is the highest UID of a system user. systemd-logind does not remove the
+// shared memory of system users, RemoveIPC= in logind.conf(5).
 const systemUIDMax = 999
 
 // home judges the user's home directory.
@@ -373,7 +374,8 @@ func home(a account.Account) Home {
 	}
 	h := Home{Path: a.Home}
 	var st unix.Statx_t
-	// The file system may be the user's own, fuse(4): it is not asked.
+	// The file system may be the user's own, fuse(4), and never answer. With
+	// AT_STATX_DONT_SYNC the kernel does not ask it.
 	switch err := unix.Statx(unix.AT_FDCWD, h.Path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_UID, &st); {
 	case err != nil:
 		h.Err = fmt.Errorf("%s: %w; podman keeps images and containers there", h.Path, err)
@@ -385,8 +387,8 @@ func home(a account.Account) Home {
 	return h
 }
 
-// Wanted returns the services that the generator makes a drop-in for, whether or not
-// systemd has it.
+// Wanted returns the services for which the generator makes a drop-in, whether or not
+// systemd has read that drop-in.
 func (r *Reader) Wanted() []string {
 	var names []string
 	for _, d := range r.planner.generator().Decisions {

@@ -21,32 +21,31 @@ import (
 // UnitFacts is what is known of a unit and its user.
 type UnitFacts struct {
 	Name string
-	// Unit is what systemd knows, nil where that is nothing, for which Err is the
-	// reason.
+	// Unit is what systemd knows. If it is nil, Err says why.
 	Unit *manager.Unit
 	Err  error
 
-	// Dropin is what became of comparing our drop-in with what would be written
-	// now.
+	// Dropin is our drop-in, compared with the one that would be written now.
 	Dropin Dropin
 
 	// Account is the unit's user; AccountErr says why they cannot run containers.
 	Account    account.Account
 	AccountErr error
 	Home       Home
-	// SharedIDs names another user with some of the same subordinate IDs, FreeIDs
-	// is a range of them that nobody has.
+	// SharedIDs is the name of another user who has some of the same subordinate IDs.
+	// FreeIDs is a range that no user has.
 	SharedIDs, FreeIDs string
 
 	// UserManager is the user's user@UID.service, nil if systemd does not know it.
 	UserManager *manager.Unit
-	// ManagerStays says that it is not stopped at the user's last logout.
+	// ManagerStays says that the manager keeps running after the user's last logout.
 	ManagerStays bool
-	// LosesLocks says that systemd-logind removes podman's locks at that logout.
+	// LosesLocks says that systemd-logind removes podman's locks at the last logout.
 	LosesLocks bool
-	// RuntimeDir and Bus say whether /run/user/UID is the user's, and has a bus.
+	// RuntimeDir and Bus say whether /run/user/UID belongs to the user, and has a bus.
 	RuntimeDir, Bus bool
-	// Controllers are those of the user's manager, nil if it does not run.
+	// Controllers are the cgroup controllers that the user's manager has, nil if it
+	// does not run.
 	Controllers []string
 
 	Settings containersconf.Settings
@@ -57,7 +56,7 @@ type UnitFacts struct {
 	Limits []string
 	// Needs are what a start needs and lacks.
 	Needs []Need
-	// Offered are the controllers that the kernel offers to all.
+	// Offered are the cgroup controllers that the kernel offers.
 	Offered []string
 
 	Status status.Service
@@ -66,7 +65,7 @@ type UnitFacts struct {
 // Home is a user's home directory.
 type Home struct {
 	Path string
-	// Err says why it is no good.
+	// Err says why podman cannot use the directory.
 	Err error
 }
 
@@ -99,7 +98,7 @@ func (u UnitFacts) loaded(p *points) bool {
 	name := terminal.Quote(u.Name)
 	switch {
 	case errors.Is(u.Err, manager.ErrNoUnit) && u.Dropin.Wanted():
-		p.fail(what, "its Quadlet file asks for a user, but systemd has not read that yet", "systemctl daemon-reload && systemctl start "+name)
+		p.fail(what, "its Quadlet file has a user, but systemd has not read the file yet", "systemctl daemon-reload && systemctl start "+name)
 		return false
 	case errors.Is(u.Err, manager.ErrNoUnit):
 		p.fail(what, "systemd knows no unit of this name", "write /etc/systemd/system/"+u.Name+", or a Quadlet file, then: systemctl daemon-reload")
@@ -115,7 +114,7 @@ func (u UnitFacts) loaded(p *points) bool {
 		return false
 	}
 	if reason := u.Unit.Refused(); reason != "" {
-		p.fail(what, "oci-mainpid keeps it from starting: "+reason, "mend that, then: systemctl daemon-reload && systemctl restart "+name)
+		p.fail(what, "oci-mainpid keeps it from starting: "+reason, "correct that, then: systemctl daemon-reload && systemctl restart "+name)
 		return false
 	}
 	if u.Unit.NeedReload {
@@ -161,7 +160,7 @@ func (u UnitFacts) account(p *points) {
 	}
 }
 
-// manager judges the user's manager and what it offers.
+// manager judges the user's manager, its bus and its controllers.
 func (u UnitFacts) manager(p *points) {
 	const what = "user's manager"
 	if u.AccountErr != nil {
@@ -222,7 +221,7 @@ func (u UnitFacts) manager(p *points) {
 	}
 }
 
-// regenerate is what to type so that the unit gets its drop-in anew.
+// regenerate returns what to type to make the unit's drop-in again.
 func (u UnitFacts) regenerate() string {
 	name := terminal.Quote(u.Name)
 	apply := "systemctl daemon-reload && systemctl restart " + name
@@ -302,8 +301,8 @@ func (u UnitFacts) settings(p *points) {
 	p.ok(what, fmt.Sprintf("Type=%s, Delegate=%s, mainpid file %s", unit.Type, map[bool]string{true: "yes", false: "no"}[unit.Delegate], how))
 }
 
-// overridden returns which setting of the drop-in does not count, if one does
-// not: another drop-in comes after it.
+// overridden says which setting of our drop-in another drop-in replaces, or returns
+// "" if none does.
 func (u UnitFacts) overridden() string {
 	if u.Dropin.Text == nil {
 		return ""
@@ -379,13 +378,13 @@ func (u UnitFacts) mainPID(p *points) {
 	}
 }
 
-// remove is the command that removes a container that was left over.
+// remove returns the command that removes a left-over container.
 func (u UnitFacts) remove(c status.Conmon) string {
-	// What the user may have forged is not fit to be typed by root.
+	// The user may have forged the ID. Root must not type anything but a real one.
 	if len(c.ContainerID) != 64 || strings.Trim(c.ContainerID, "0123456789abcdef") != "" || u.AccountErr != nil {
 		return fmt.Sprintf("kill %d", c.PID)
 	}
-	// Without --pipe or --pty: a terminal of root's is not for a process of the user's.
+	// Without --pipe and --pty: a process of the user's must not get root's terminal.
 	return fmt.Sprintf("systemd-run --wait --uid=%d --setenv=XDG_RUNTIME_DIR=%s podman rm -f %.12s", u.Account.UID, u.Account.RuntimeDir(), c.ContainerID)
 }
 
@@ -396,7 +395,7 @@ func (u UnitFacts) dropin(p *points) {
 	_, notifies := u.Unit.Notifier()
 	switch {
 	case d.Wanted():
-		p.fail(what, "its Quadlet file asks for a user, but systemd has no drop-in of the generator", u.regenerate())
+		p.fail(what, "its Quadlet file has a user, but systemd has no drop-in of the generator", u.regenerate())
 	case d.Path == "" && notifies:
 		p.ok(what, "none: the unit runs notify-mainpid of itself")
 	case d.Path == "":
@@ -406,7 +405,7 @@ func (u UnitFacts) dropin(p *points) {
 		}
 		p.fail(what, dropin.Name+" is not there"+user, u.regenerate())
 	case d.Err != nil && u.AccountErr != nil:
-		// The point user says it.
+		// The point "user" has this error.
 	case d.Err != nil:
 		p.warn(what, fmt.Sprintf("%s could not be compared with what would be written now: %v", d.Path, d.Err), u.regenerate())
 	case d.Foreign:
@@ -414,7 +413,7 @@ func (u UnitFacts) dropin(p *points) {
 	case d.Current:
 		p.ok(what, "current: "+shorten(d.Path))
 	case d.Planned == nil:
-		p.fail(what, d.Path+" would not be written now: "+d.Origin.Source+" is gone, or does not ask for a user any more", u.regenerate())
+		p.fail(what, d.Path+" would not be written now: "+d.Origin.Source+" is gone, or has no user any more", u.regenerate())
 	case !d.Origin.Current():
 		p.warn(what, d.Path+" was made by another version of oci-mainpid; it works, but is not what would be written now", u.regenerate())
 	default:
@@ -422,5 +421,5 @@ func (u UnitFacts) dropin(p *points) {
 	}
 }
 
-// shorten leaves out of a drop-in's path what every unit's has.
+// shorten returns the directory that the drop-in's own directory is in.
 func shorten(path string) string { return filepath.Dir(filepath.Dir(path)) }

@@ -1,5 +1,5 @@
-// Package dropin is what a unit gets: the text of UNIT.d/50-oci-mainpid.conf. Its
-// first line is a record that can be read back, see Origin.
+// Package dropin makes and writes the drop-in of a unit, UNIT.d/50-oci-mainpid.conf.
+// The drop-in's first line is a record that can be read back, see Origin.
 package dropin
 
 import (
@@ -19,8 +19,9 @@ import (
 	"oci-mainpid-hook/internal/unitfile"
 )
 
-// Name is the file's name in UNIT.d. Two drop-ins of one name replace each
-// other, so that an administrator's in /etc takes the place of the generator's.
+// Name is the file's name in UNIT.d. Of two drop-ins with the same name, systemd
+// reads only the one in the directory with precedence. So an administrator's drop-in
+// in /etc replaces the generator's.
 const Name = "50-oci-mainpid.conf"
 
 // Dropin is the text of UNIT.d/50-oci-mainpid.conf.
@@ -47,7 +48,7 @@ func appendSetting(section []byte, key, value string) []byte {
 	return append(section, '\n')
 }
 
-// SetExec sets all lines of an Exec setting anew.
+// SetExec replaces all lines of an Exec setting by the given ones.
 func (d *Dropin) SetExec(key string, lines []string) {
 	d.Set(key, "")
 	for _, line := range lines {
@@ -92,8 +93,8 @@ func Check(path string) error {
 	return err
 }
 
-// Write puts the drop-in below dir, a directory of unit files: the whole text, or
-// nothing and an error.
+// Write writes the drop-in below dir, a directory of unit files. It writes the whole
+// text, or changes nothing and returns an error. It does not wait for the disk.
 func (d *Dropin) Write(dir string) error {
 	path := d.Path(dir)
 	err := unix.Mkdir(filepath.Dir(path), 0o755)
@@ -134,14 +135,15 @@ func (d *Dropin) Write(dir string) error {
 	return nil
 }
 
-// Programs are the paths of what the drop-ins run.
+// Programs are the paths of the programs that drop-ins run.
 type Programs struct {
-	// OCIMainPID is oci-mainpid itself, NotifyMainPID the helper.
+	// OCIMainPID is the path of oci-mainpid, NotifyMainPID that of notify-mainpid.
 	OCIMainPID, NotifyMainPID string
 }
 
-// FindPrograms derives the paths from where the running program is installed,
-// PREFIX/bin/oci-mainpid. Where the kernel does not tell, PREFIX is /usr.
+// FindPrograms derives the paths from the path of the running program, which is
+// installed as PREFIX/bin/oci-mainpid. If the kernel does not tell that path, PREFIX
+// is /usr.
 func FindPrograms() Programs {
 	self, err := os.Executable()
 	if err == nil {
@@ -157,23 +159,23 @@ func FindPrograms() Programs {
 	}
 }
 
-// AsUser adds what every unit of the user needs, whatever it runs.
+// AsUser adds the settings that every unit of the user needs, whatever it runs.
 func (d *Dropin) AsUser(a account.Account) {
 	d.SetUnit("Wants", a.Manager())
 	d.SetUnit("After", a.Manager())
-	d.service = slices.Grow(d.service, 2<<10) // as much as most come to
+	d.service = slices.Grow(d.service, 2<<10) // enough for most drop-ins
 	d.Set("User", strings.ReplaceAll(a.Name, "%", "%%"))
 	d.Set("Environment", "XDG_RUNTIME_DIR="+a.RuntimeDir())
 	d.Set("Environment", "DBUS_SESSION_BUS_ADDRESS=unix:path="+a.RuntimeDir()+"/bus")
 }
 
-// KeepManager returns the drop-ins that keep an account's manager, which has the
-// payload in most modes, when the account's last session ends: without lingering
-// systemd-logind stops it then, 10 s later (UserStopDelaySec= in logind.conf(5)).
-// Dependencies, as at shutdown, stop it all the same.
+// KeepManager returns the drop-ins that keep a user's manager running when the user
+// logs out. In most modes the container is in the manager's control group. Without
+// these drop-ins or lingering, systemd-logind stops the manager 10 s after the last
+// logout (UserStopDelaySec= in logind.conf(5)). A shutdown stops it all the same.
 func KeepManager(a account.Account, maker Maker) []*Dropin {
 	var dropins []*Dropin
-	// logind asks for the first to stop, to which the second is bound.
+	// logind stops the first unit. The second one is bound to it.
 	for _, template := range []string{"user-runtime-dir@", "user@"} {
 		d := &Dropin{Unit: template + strconv.Itoa(a.UID) + ".service", Origin: Origin{Maker: maker, User: a.Name, UID: a.UID}}
 		d.SetUnit("RefuseManualStop", "yes")
@@ -187,15 +189,16 @@ const runMount = `run-oci\x2dmainpid.mount`
 
 // Delivery says how the PID gets from the hook to systemd.
 type Delivery struct {
-	// OpenFile: systemd opens the mainpid file as root and podman inherits it.
-	// Otherwise the file is the user's and the hook opens it by name.
+	// OpenFile: systemd opens the mainpid file as root, and podman inherits the
+	// descriptor. Otherwise the file belongs to the user, and the hook opens it by
+	// name.
 	OpenFile bool
 	// Handshake: the hook waits for the result, and podman for the hook.
 	Handshake bool
-	// Pause: the user's pause process must live before podman starts. Without one
+	// Pause: the user's pause process must run before podman starts. Without it,
 	// podman forks to enter its user namespace, and the child sends READY=1 and
-	// MAINPID= just before it ends: where it is gone before systemd looks, systemd
-	// cannot tell whose message it was, and drops it.
+	// MAINPID= just before it ends. If it has ended before systemd looks, systemd
+	// does not know whose message it was and drops it.
 	Pause bool
 	// Kube: the main process must be the service container's conmon.
 	Kube bool
@@ -203,19 +206,19 @@ type Delivery struct {
 	HookFirst bool
 }
 
-// MainPID has notify-mainpid make conmon the unit's main process. postStart and
-// postStop are the lines of ExecStartPost= and ExecStopPost= that must come
-// behind its own; nil leaves those that there are where they are.
+// MainPID adds the settings with which notify-mainpid makes conmon the unit's main
+// process. postStart and postStop are the unit's own lines of ExecStartPost= and
+// ExecStopPost=, if they must run after notify-mainpid. nil leaves them before it.
 func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart, postStop []string) {
 	mainPIDFile, resultFile := handover.Files(d.Unit, a.UID)
 	name, argument, word := unitfile.QuoteArgument(d.Unit), unitfile.QuoteArgument, unitfile.QuoteWord
 	if unitfile.IsTemplate(d.Unit) {
-		// Only systemd knows the instance's name: %n.
+		// Only systemd knows the instance's name, so %n stands for it.
 		mainPIDFile, resultFile = handover.Files("%n", a.UID)
 		asIs := func(text string) string { return text }
 		name, argument, word = "%n", asIs, asIs
 	}
-	// Where it does not exist or fails, the directory is in /run itself.
+	// If the mount does not exist or fails, the directory is in /run itself.
 	wanted := runMount
 	if how.Pause {
 		wanted += " oci-mainpid-pause@" + strconv.Itoa(a.UID) + ".service"
@@ -229,7 +232,7 @@ func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart,
 	prepare := helper + " --prepare"
 	if how.OpenFile {
 		d.Set("OpenFile", unitfile.QuoteOpenFile(mainPIDFile)+":"+handover.DescriptorName)
-		// podman hands on to the container whatever these name.
+		// podman passes the descriptors that these variables announce to the container.
 		d.Set("UnsetEnvironment", "LISTEN_FDS LISTEN_PID LISTEN_FDNAMES LISTEN_PIDFDID")
 	} else {
 		prepare += uid
@@ -241,8 +244,8 @@ func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart,
 	d.Set("Environment", word(handover.EnvMainPIDFile+"="+mainPIDFile))
 	if how.Handshake {
 		d.Set("Environment", word(handover.EnvResultFile+"="+resultFile))
-		// The helper starts beside podman, which may have an image to pull
-		// first: TimeoutStartSec= bounds that.
+		// notify-mainpid starts beside podman, which may have to pull an image first.
+		// TimeoutStartSec= bounds that.
 		notify += " --timeout=infinity"
 	} else if how.HookFirst {
 		// What is not in the file by now will not come.
@@ -253,8 +256,8 @@ func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart,
 	d.setFirst("ExecStopPost", "-"+helper+" --forget"+operands, postStop)
 }
 
-// setFirst adds a line to an Exec setting, before the others if those are given
-// again.
+// setFirst adds a line to an Exec setting. If others is not nil, it replaces the
+// unit's own lines, and line comes first.
 func (d *Dropin) setFirst(key, line string, others []string) {
 	if others != nil {
 		d.SetExec(key, append([]string{line}, others...))
@@ -263,8 +266,8 @@ func (d *Dropin) setFirst(key, line string, others []string) {
 	}
 }
 
-// Refusal returns a drop-in with which the unit fails to start and its log says
-// why, whatever else it is: nothing of podman's runs.
+// Refusal returns a drop-in with which the unit fails to start, and its log has the
+// reason. The drop-in replaces all commands of the unit, so podman does not run.
 func Refusal(unit string, origin Origin, p Programs, reason error) *Dropin {
 	d := &Dropin{Unit: unit, Origin: origin}
 	for _, key := range append(ExecKeys, "User", "Group", "EnvironmentFile", "PIDFile") {

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// Options are what an administrator chooses for a unit: the keys of [X-MainPID]
-// in a Quadlet file, the flags of oci-mainpid generate for any other unit. An
-// option that is not chosen is empty, see WithDefaults.
+// Options are what an administrator chooses for a unit: keys of [X-MainPID] in a
+// Quadlet file, flags of oci-mainpid generate for a hand-written unit. An option that
+// is not chosen is empty, see WithDefaults.
 type Options struct {
 	Cgroup Cgroup
 }
@@ -17,12 +17,12 @@ type Options struct {
 type Cgroup string
 
 const (
-	// Mixed has conmon in the unit's control group, and the container below the
-	// user's manager.
+	// Mixed: conmon is in the unit's control group, the container below the user's
+	// manager.
 	Mixed Cgroup = "mixed"
-	// Service has both in the unit's control group.
+	// Service: conmon and the container are in the unit's control group.
 	Service Cgroup = "service"
-	// User has both below the user's manager.
+	// User: conmon and the container are below the user's manager.
 	User Cgroup = "user"
 )
 
@@ -33,7 +33,8 @@ type option struct {
 	get  func(o Options) string
 }
 
-// options has every key. Its names are those of oci-mainpid.unit(5).
+// options has every key, with the names of oci-mainpid.unit(5). A new key is an entry
+// here and a field of Options.
 var options = []option{
 	{
 		name: "Cgroup",
@@ -49,10 +50,11 @@ var options = []option{
 	},
 }
 
-// ErrNoOption says that Options has no key of that name.
+// ErrNoOption says that there is no option of that name.
 var ErrNoOption = errors.New("no such option")
 
-// Set sets the option of that name. An empty value takes the choice back.
+// Set sets the option of that name. An empty value unsets it. The error is ErrNoOption,
+// or says which values the option takes.
 func (o *Options) Set(name, value string) error {
 	for _, k := range options {
 		if k.name == name {
@@ -71,7 +73,7 @@ func OptionNames() string {
 	return strings.Join(names, ", ")
 }
 
-// Or returns the options with those that are not chosen taken from other.
+// Or returns the options; those that are not chosen are taken from other.
 func (o Options) Or(other Options) Options {
 	for _, k := range options {
 		if k.get(o) == "" {
@@ -81,5 +83,5 @@ func (o Options) Or(other Options) Options {
 	return o
 }
 
-// WithDefaults returns the options with the default for each that is not chosen.
+// WithDefaults returns the options; those that are not chosen have their defaults.
 func (o Options) WithDefaults() Options { return o.Or(Options{Cgroup: Mixed}) }

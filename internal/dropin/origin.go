@@ -9,17 +9,18 @@ import (
 	"oci-mainpid-hook/internal/unitfile"
 )
 
-// Origin is the record in a drop-in's first line: who made it, of what, for whom
-// and with which options. Whoever needs to know reads it there.
+// Origin is the record in a drop-in's first line: which program made the drop-in,
+// of which file, for which user and with which options.
 type Origin struct {
 	Maker Maker
-	// Format is the version of the drop-in's format. It is 0 for a drop-in that was
-	// made before there were records, which has a Maker and a Source only.
+	// Format is the version of the drop-in's format. It is 0 for a drop-in of a time
+	// before records. Such a drop-in has a Maker and a Source only.
 	Format int
-	// Source is the path of the file that it was made of; empty for a drop-in that
-	// serves all units of a user.
+	// Source is the path of the Quadlet file or unit file that the drop-in was made
+	// of. It is empty for a drop-in of a user's manager.
 	Source string
-	// User and UID are the unit's user; empty and 0 for a unit that must not start.
+	// User and UID are the unit's user. They are empty and 0 for a unit that must not
+	// start.
 	User    string
 	UID     int
 	Options Options
@@ -31,12 +32,12 @@ type Maker string
 const (
 	// Generator is oci-mainpid-generator(8).
 	Generator Maker = "oci-mainpid-generator"
-	// Generate is the command generate of oci-mainpid(8).
+	// Generate is the command oci-mainpid generate, oci-mainpid(8).
 	Generate Maker = "oci-mainpid generate"
 )
 
-// format is the version that this package writes. It changes when a drop-in of the
-// version before would do something else than one of now.
+// format is the version that this package writes. Raise it whenever an old drop-in
+// would do something else than a new one.
 const format = 3
 
 // ErrForeign says that a drop-in was not made by oci-mainpid.
@@ -64,11 +65,12 @@ func (o Origin) String() string {
 	return line
 }
 
-// Current reports whether a drop-in of this version has such a record.
+// Current reports whether this version of oci-mainpid writes drop-ins of this format.
 func (o Origin) Current() bool { return o.Format == format }
 
 // ParseOrigin reads the record in the first line of a drop-in. The error is
-// ErrForeign for a drop-in of another maker.
+// ErrForeign if oci-mainpid did not make the drop-in, or says what is wrong with the
+// record.
 func ParseOrigin(text []byte) (Origin, error) {
 	line, _, _ := strings.Cut(string(text), "\n")
 	rest, ok := strings.CutPrefix(line, madeBy)
@@ -107,7 +109,7 @@ func (o *Origin) parse(record string) error {
 		case "source":
 			o.Source = value
 		default:
-			// A newer version may have written what this one does not know.
+			// A newer version of oci-mainpid may have written other options.
 			if err = o.Options.Set(key, value); errors.Is(err, ErrNoOption) {
 				err = nil
 			}

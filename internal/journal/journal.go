@@ -1,5 +1,5 @@
-// Package journal reads systemd's journal by way of journalctl(1): the library
-// that reads it without needs cgo, which this project does without.
+// Package journal reads systemd's journal by running journalctl(1). systemd's library
+// for reading needs cgo, which this project does not use.
 package journal
 
 import (
@@ -28,7 +28,7 @@ const (
 // than 4096 bytes.
 const TooLarge = "(a message of more than 4096 bytes)"
 
-// ErrTooMuch says that a query had more than 16 MiB of entries. Those that were
+// ErrTooMuch says that a query had more than 16 MiB of entries. The entries that were
 // read before count.
 var ErrTooMuch = errors.New("there are more than 16 MiB of entries")
 
@@ -46,24 +46,24 @@ var fields = []string{
 	"_AUDIT_TYPE_NAME",
 }
 
-// Entry is an entry of the journal, systemd.journal-fields(7). Its text is as
-// its author wrote it: clean it before it is shown. Of its fields only those that
-// begin with an underscore are journald's own and can be trusted.
+// Entry is an entry of the journal, systemd.journal-fields(7). Its text is a user's:
+// clean it before you show it. Only fields that begin with an underscore are
+// journald's own and can be trusted.
 type Entry struct {
-	// Time is when journald received it, Monotonic the same on the clock of this
-	// boot.
+	// Time is when journald received the entry, Monotonic the same on
+	// CLOCK_MONOTONIC.
 	Time      time.Time
 	Monotonic time.Duration
 	Message   string
-	// Fields are the others, of several values of one field the first. Each value
-	// is cut to 8 KiB.
+	// Fields are the other fields. If a field has several values, the first counts.
+	// Each value is cut to 8 KiB.
 	Fields map[string]string
 }
 
 // Cursor identifies the entry among all others.
 func (e *Entry) Cursor() string { return e.Fields["__CURSOR"] }
 
-// PID returns the process that wrote it, 0 if unknown.
+// PID returns the PID of the process that wrote the entry, 0 if unknown.
 func (e *Entry) PID() int {
 	pid, err := strconv.Atoi(e.Fields["_PID"])
 	if err != nil {
@@ -72,21 +72,21 @@ func (e *Entry) PID() int {
 	return pid
 }
 
-// FromManager reports whether the system's manager wrote it: PID 1, which
-// nobody else can pretend to be.
+// FromManager reports whether systemd, PID 1, wrote the entry. journald sets the fields
+// that tell, so nobody can forge them.
 func (e *Entry) FromManager() bool { return e.Fields["_PID"] == "1" && e.Fields["_UID"] == "0" }
 
 // Query says what to read.
 type Query struct {
 	// Matches are as in journalctl(1): FIELD=VALUE, and "+" for or.
 	Matches []string
-	// Since and Until bound the time, to the second; zero does not.
+	// Since and Until bound the time, to the second. Zero is no bound.
 	Since, Until time.Time
-	// Boot leaves out what was before this boot.
+	// Boot leaves out entries of earlier boots.
 	Boot bool
 	// Newest reads the newest entry first.
 	Newest bool
-	// Most is the number of entries after which it is enough.
+	// Most is how many entries are read at most.
 	Most int
 	// LeftOut, if not nil, counts the entries that were too large to be read.
 	LeftOut *int
@@ -109,9 +109,9 @@ func (q Query) arguments() []string {
 	return append(args, q.Matches...)
 }
 
-// Read calls f for the entries, until it returns false. Without a journal, or
-// none that may be read, there are no entries. ctx bounds the time, and so do
-// 30 seconds: then the error is ErrSlow.
+// Read calls f for each entry, until f returns false. If there is no journal, or none
+// that the caller may read, there are no entries. Read ends with ctx, or after 30
+// seconds with ErrSlow.
 func Read(ctx context.Context, q Query, f func(Entry) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -128,7 +128,7 @@ func Read(ctx context.Context, q Query, f func(Entry) bool) error {
 	enough, err := parse(stdout, q, f)
 	slow := errors.Is(ctx.Err(), context.DeadlineExceeded)
 	if enough || err != nil {
-		cancel() // journalctl may have more to say
+		cancel() // journalctl may have more entries
 	}
 	waitErr := cmd.Wait()
 	switch {
@@ -155,7 +155,8 @@ func (h *head) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// parse reads one JSON object a line; enough says that there may be more.
+// parse reads lines with a JSON object each. enough says that it stopped early, so that
+// there may be more.
 func parse(r io.Reader, q Query, f func(Entry) bool) (enough bool, err error) {
 	all := &io.LimitedReader{R: r, N: maxQuery}
 	lines := bufio.NewReaderSize(all, maxEntry)
@@ -191,9 +192,9 @@ func parse(r io.Reader, q Query, f func(Entry) bool) (enough bool, err error) {
 	}
 }
 
-// parseEntry reads what journalctl calls json. A value is a string; an array of
-// bytes if it is not printable text; an array of those if the field has several;
-// null if it is large.
+// parseEntry reads an entry in journalctl's format json. A value is a string, or an
+// array of bytes if it is not printable. It is an array of such values if the field
+// has several, and null if it is large.
 func parseEntry(line []byte) (Entry, error) {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(line, &raw); err != nil {

@@ -1,5 +1,5 @@
-// Package manager asks the system's manager, PID 1, over D-Bus about the units
-// that run their containers as a user: org.freedesktop.systemd1(5).
+// Package manager asks systemd, PID 1, about units that run their containers as a
+// user. It does so over D-Bus, org.freedesktop.systemd1(5).
 package manager
 
 import (
@@ -22,23 +22,23 @@ import (
 	"oci-mainpid-hook/quadlet"
 )
 
-// callTimeout bounds one question; PID 1 answers within milliseconds unless it
-// is reloading.
+// callTimeout bounds one question. PID 1 answers within milliseconds, unless it is
+// reloading.
 const callTimeout = 25 * time.Second
 
 // Manager is a connection to PID 1.
 type Manager struct {
 	conn     *systemd.Conn
 	accounts account.Accounts
-	// lost are closed when a connection of conn's ends.
+	// lost are closed when one of the connections in conn ends.
 	lost []<-chan struct{}
 }
 
-// privateSocket is where PID 1 itself listens, for root.
+// privateSocket is the socket on which PID 1 itself listens. Only root may use it.
 const privateSocket = "unix:path=/run/systemd/private"
 
-// Connect connects to PID 1: by the system bus, which outlives systemctl
-// daemon-reexec; where there is none, root by the socket of PID 1.
+// Connect connects to PID 1 by the system bus, which outlives systemctl
+// daemon-reexec. Without a bus, root connects by PID 1's own socket.
 func Connect(ctx context.Context) (*Manager, error) {
 	m := &Manager{}
 	var err error
@@ -79,7 +79,7 @@ func (m *Manager) dial(ctx context.Context, bus bool) (*dbus.Conn, error) {
 // Close closes the connection.
 func (m *Manager) Close() { m.conn.Close() }
 
-// Version returns systemd's version as it says it, "257.13-1~deb13u1".
+// Version returns systemd's version in systemd's words, such as "257.13-1~deb13u1".
 func (m *Manager) Version() (string, error) {
 	text, err := m.conn.GetManagerProperty("Version")
 	if err != nil {
@@ -88,7 +88,7 @@ func (m *Manager) Version() (string, error) {
 	return strings.Trim(text, `"`), nil
 }
 
-// DefaultTasksMax returns the TasksMax= of a unit that has none of its own.
+// DefaultTasksMax returns the TasksMax= of units that do not set it.
 func (m *Manager) DefaultTasksMax() (uint64, error) {
 	text, err := m.conn.GetManagerProperty("DefaultTasksMax")
 	if err != nil {
@@ -97,9 +97,8 @@ func (m *Manager) DefaultTasksMax() (uint64, error) {
 	return strconv.ParseUint(strings.TrimPrefix(text, "@t "), 0, 64) // GVariant text
 }
 
-// RemovesIPC reports whether systemd-logind removes the shared memory of a user
-// who has logged out: RemoveIPC= in logind.conf(5). Where there is no logind,
-// nobody does.
+// RemovesIPC reports whether systemd-logind removes the shared memory of a user who
+// has logged out, RemoveIPC= in logind.conf(5). It is false without systemd-logind.
 func RemovesIPC(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -116,8 +115,8 @@ func RemovesIPC(ctx context.Context) bool {
 // ErrNoUnit says that systemd knows no unit of that name.
 var ErrNoUnit = errors.New("systemd knows no such unit; is the name right, or has it yet to read the file (systemctl daemon-reload)?")
 
-// Unit returns what systemd knows of a service, which it loads if need be. The
-// error is ErrNoUnit where there is none.
+// Unit returns what systemd knows of a service. systemd loads the service if it has
+// not yet. The error is ErrNoUnit if there is no such service.
 func (m *Manager) Unit(ctx context.Context, name string) (*Unit, error) {
 	if err := unitfile.CheckServiceName(name); err != nil {
 		return nil, err
@@ -146,13 +145,13 @@ func (m *Manager) properties(ctx context.Context, name string) (Properties, erro
 	return p, nil
 }
 
-// dropinDirs is where drop-ins of ours can be, generators' directories included,
-// systemd.unit(5).
+// dropinDirs are the directories that can have drop-ins of ours. They include the
+// output directories of generators, systemd.unit(5).
 var dropinDirs = append([]string{"/run/systemd/generator.early", "/run/systemd/generator", "/run/systemd/generator.late"}, quadlet.UnitDirs...)
 
-// Ours returns the names of the services that are ours, sorted: that have our
-// drop-in, or run notify-mainpid after their start. These are units that systemd
-// has loaded, and those that it would, because the drop-in is there.
+// Ours returns the names of our services, sorted. A service is ours if it has our
+// drop-in, or runs notify-mainpid after its start. systemd need not have loaded the
+// service if its drop-in is on the disk.
 func (m *Manager) Ours(ctx context.Context) ([]string, error) {
 	loaded, err := m.Loaded(ctx)
 	if err != nil {
@@ -192,20 +191,21 @@ func (m *Manager) Loaded(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// IsUserManager reports whether a service is systemd's for a user: its drop-in
-// may be ours, but it runs no container.
+// IsUserManager reports whether a service is user@UID.service or
+// user-runtime-dir@UID.service. Such a service may have our drop-in, but it runs no
+// container.
 func IsUserManager(name string) bool {
 	return strings.HasPrefix(name, "user@") || strings.HasPrefix(name, "user-runtime-dir@")
 }
 
-// IsOurs reports whether the service is one of ours.
+// IsOurs reports whether the service is ours, see Ours.
 func (m *Manager) IsOurs(ctx context.Context, name string) (bool, error) {
 	if IsUserManager(name) {
 		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	// Two properties of hundreds: units are many.
+	// There may be many units, so only two of hundreds of properties are read.
 	dropins, err := m.conn.GetUnitPropertyContext(ctx, name, "DropInPaths")
 	if err != nil {
 		return false, fmt.Errorf("ask systemd for the drop-ins of %s: %w", name, err)
@@ -222,7 +222,7 @@ func ours(dropins []string, post []Command) bool {
 	return ourDropin(dropins) != "" || slices.ContainsFunc(post, Command.IsNotifyMainPID)
 }
 
-// ourDropin returns our drop-in among a unit's, or "".
+// ourDropin returns the path of our drop-in among a unit's drop-ins, or "".
 func ourDropin(paths []string) string {
 	for _, path := range paths {
 		if filepath.Base(path) == dropin.Name {
@@ -233,7 +233,7 @@ func ourDropin(paths []string) string {
 }
 
 // onDisk returns the services that have our drop-in in one of the directories.
-// Those of templates count for instances only, which nobody can list.
+// Templates are left out: their drop-ins serve instances, which cannot be listed.
 func onDisk(dirs []string) []string {
 	var names []string
 	for _, dir := range dirs {
@@ -251,10 +251,10 @@ func onDisk(dirs []string) []string {
 	return names
 }
 
-// Watch sends the name of each service of which something has changed, an empty
-// name where more changed than could be told. It ends, and closes the channel,
-// when ctx does or the connection is lost. Nothing polls: systemd says it,
-// PropertiesChanged in org.freedesktop.systemd1(5).
+// Watch sends the name of each service that changes. An empty name says that some
+// changes were missed. Watch closes the channel when ctx ends or the connection is
+// lost. It does not poll: systemd sends PropertiesChanged,
+// org.freedesktop.systemd1(5).
 func (m *Manager) Watch(ctx context.Context) (<-chan string, error) {
 	updates := make(chan *systemd.PropertiesUpdate, 256)
 	missed := make(chan error, 1)

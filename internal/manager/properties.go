@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Properties are those of a unit, of all its interfaces. What is missing, or of
-// another type than it was, is zero: systemd gains and loses properties.
+// Properties are a unit's properties of all D-Bus interfaces. Each method returns zero
+// for a property that is missing or has another type: systemd's versions differ.
 type Properties map[string]any
 
 // String returns a text.
@@ -27,7 +27,7 @@ func (p Properties) Bool(name string) bool {
 	return b
 }
 
-// Uint returns a number that is not negative; ok is false for none.
+// Uint returns a number that is not negative. ok is false if there is none.
 func (p Properties) Uint(name string) (n uint64, ok bool) { return uintOf(p[name]) }
 
 func uintOf(value any) (uint64, bool) {
@@ -41,7 +41,7 @@ func uintOf(value any) (uint64, bool) {
 	return 0, false
 }
 
-// Time returns a point in time, zero for never.
+// Time returns a point in time. It is zero for never.
 func (p Properties) Time(name string) time.Time { return timeOf(p[name]) }
 
 func timeOf(value any) time.Time {
@@ -51,7 +51,7 @@ func timeOf(value any) time.Time {
 	return time.Time{}
 }
 
-// Monotonic returns a point in time on the clock of this boot, 0 for never.
+// Monotonic returns a point in time on CLOCK_MONOTONIC. It is 0 for never.
 func (p Properties) Monotonic(name string) time.Duration { return monotonicOf(p[name]) }
 
 func monotonicOf(value any) time.Duration {
@@ -61,8 +61,8 @@ func monotonicOf(value any) time.Duration {
 	return 0
 }
 
-// Commands returns what a property such as ExecStart or ExecStartEx holds: an
-// array of structures, in the latter with flags instead of a truth value.
+// Commands returns the commands in a property such as ExecStart or ExecStartEx. Only
+// the latter has flags.
 func (p Properties) Commands(name string) []Command {
 	list, _ := p[name].([][]any)
 	var commands []Command

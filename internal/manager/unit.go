@@ -24,16 +24,16 @@ type Unit struct {
 	Result                       string // "success" or why it failed
 	StateChange                  time.Time
 	InvocationID                 string // of the last start, "" if there was none
-	MainPID                      int    // 0 if there is none
-	Restarts                     int    // automatic ones in a row
-	Fragment, Source             string // paths of the unit file and of what it was made from
+	MainPID                      int    // 0 if there is no main process
+	Restarts                     int    // automatic restarts in a row
+	Fragment, Source             string // paths of the unit file, and of the file that it was made from
 	Dropins                      []string
-	Dropin                       string // ours among them, "" if it is not there
+	Dropin                       string // our drop-in among Dropins, or ""
 	Origin                       dropin.Origin
-	OriginErr                    error  // dropin.ErrForeign, or why there is no Origin
+	OriginErr                    error  // dropin.ErrForeign, or why Origin could not be read
 	NeedReload                   bool   // the files changed since systemd read them
 	User                         string // User=, as written
-	UID                          int    // of the user, -1 if that is not known
+	UID                          int    // of the user, -1 if it is not known
 	Type, NotifyAccess           string
 	Delegate                     bool
 	ControlGroup                 string
@@ -43,7 +43,7 @@ type Unit struct {
 	Pre, Start, Post, Stop       []Command // as systemd runs them
 	StopPost                     []Command
 	InactiveExit, ActiveEnter    time.Duration // of the last start, on the clock of this boot
-	MainStart                    time.Duration // when the main PID became that
+	MainStart                    time.Duration // when the main process started
 	MainExitCode, MainExitStatus int
 	Properties                   Properties
 }
@@ -60,23 +60,23 @@ type Command struct {
 	Code, Status                     int // si_code and si_status, waitid(2); 0 and 0 if it did not end
 }
 
-// Name is the program's.
+// Name returns the program's name without directories.
 func (c Command) Name() string { return filepath.Base(c.Path) }
 
-// AsRoot reports whether it runs as root whatever User= says.
+// AsRoot reports whether systemd runs the command as root, whatever User= says.
 func (c Command) AsRoot() bool { return slices.Contains(c.Flags, "privileged") }
 
-// IsNotifyMainPID reports whether it is our helper.
+// IsNotifyMainPID reports whether the program is notify-mainpid.
 func (c Command) IsNotifyMainPID() bool { return c.Name() == "notify-mainpid" }
 
-// NotifiesMainPID reports whether it is our helper and notifies systemd of the main
-// PID.
+// NotifiesMainPID reports whether the command is notify-mainpid, called to notify
+// systemd of the main PID rather than to prepare or forget files.
 func (c Command) NotifiesMainPID() bool {
 	return c.IsNotifyMainPID() && !slices.Contains(c.Arguments, "--prepare") && !slices.Contains(c.Arguments, "--forget")
 }
 
-// option returns the value of an option of our helper, be it written --name=value or
-// --name value, and whether it is there.
+// option returns the value of an option of notify-mainpid, written --name=value or
+// --name value, and whether the option is given.
 func (c Command) option(name string) (string, bool) {
 	for i, a := range c.Arguments {
 		if value, ok := strings.CutPrefix(a, name+"="); ok {
@@ -122,7 +122,7 @@ func newUnit(name string, p Properties, accounts *account.Accounts) *Unit {
 		{"ExecStartPre", &u.Pre}, {"ExecStart", &u.Start}, {"ExecStartPost", &u.Post},
 		{"ExecStop", &u.Stop}, {"ExecStopPost", &u.StopPost},
 	} {
-		// The one with flags came with systemd 243.
+		// Since systemd 243 there are properties with the commands' flags.
 		if *c.to = p.Commands(c.name + "Ex"); *c.to == nil {
 			*c.to = p.Commands(c.name)
 		}
@@ -145,8 +145,9 @@ func readOrigin(path string) (dropin.Origin, error) {
 	return dropin.ParseOrigin(text)
 }
 
-// uid returns the UID that systemd found when it started the unit, or else the one
-// that the drop-in, the helper's command line or User= says.
+// uid returns the UID that systemd found when it started the unit. If the unit was not
+// started, it returns the UID in the drop-in's record, in notify-mainpid's --user=, or
+// in User=.
 func (u *Unit) uid(accounts *account.Accounts) int {
 	if uid, ok := u.Properties.Uint("UID"); ok && uid != unknownUID {
 		return int(uid)
@@ -172,7 +173,7 @@ func (u *Unit) uid(accounts *account.Accounts) int {
 	return -1
 }
 
-// loadError is a pair, of a D-Bus error's name and what it says.
+// loadError returns the text of LoadError, a pair of a D-Bus error's name and text.
 func loadError(p Properties) string {
 	if pair, ok := p["LoadError"].([]any); ok && len(pair) == 2 {
 		return stringOf(pair[1])
@@ -188,10 +189,10 @@ func invocationID(p Properties) string {
 	return hex.EncodeToString(id)
 }
 
-// Ours reports whether the unit is one of ours.
+// Ours reports whether the unit is ours: it has our drop-in or runs notify-mainpid.
 func (u *Unit) Ours() bool { return ours(u.Dropins, u.Post) }
 
-// Refused returns why oci-mainpid keeps the unit from starting, or "".
+// Refused returns the reason why our drop-in keeps the unit from starting, or "".
 func (u *Unit) Refused() string {
 	for _, c := range u.Start {
 		if c.Name() == "oci-mainpid" && len(c.Arguments) > 2 && c.Arguments[1] == "refuse" {
@@ -201,8 +202,8 @@ func (u *Unit) Refused() string {
 	return ""
 }
 
-// Podman returns the unit's podman, of ExecStart=; ok is false where that is
-// another program.
+// Podman returns the podman of ExecStart=. ok is false if ExecStart= is another
+// program.
 func (u *Unit) Podman() (p podmancmd.Podman, ok bool) {
 	for _, c := range u.Start {
 		if len(c.Arguments) == 0 {
@@ -224,20 +225,20 @@ func (u *Unit) Notifier() (c Command, ok bool) {
 	return u.Post[i], true
 }
 
-// Cgroup returns the mode that the drop-in was made for; "" for a drop-in without a
-// record of it, or a unit without a drop-in of ours.
+// Cgroup returns the mode in the drop-in's record. It is "" if the record has no mode,
+// or if the unit has no drop-in of ours.
 func (u *Unit) Cgroup() dropin.Cgroup { return u.Origin.Options.Cgroup }
 
-// Kube reports whether one podman starts several containers, of which the
-// service container is the unit's.
+// Kube reports whether the unit runs a kube file, so that the main process is the
+// conmon of the service container.
 func (u *Unit) Kube() bool {
 	notifier, _ := u.Notifier()
 	require, _ := notifier.option("--require")
 	return require == string(conmonbridge.RequireKube)
 }
 
-// Conmon returns the paths that conmon of the unit may have: the one of the command
-// line of notify-mainpid(8), or those where podman looks.
+// Conmon returns the paths that the executable of the unit's conmon may have: --conmon=
+// in the command line of notify-mainpid(8), or else the paths where podman looks.
 func (u *Unit) Conmon() []string {
 	notifier, _ := u.Notifier()
 	if path, ok := notifier.option("--conmon"); ok {

@@ -13,21 +13,22 @@ import (
 	"oci-mainpid-hook/internal/printable"
 )
 
-// Names of fields. Those about the container have the values that conmon's own log
-// driver gives them, so that one search finds both. CONTAINER_ID_FULL is left out:
-// podman-logs(1) takes every message with it for the container's own output.
+// Names of fields. The fields about the container have the same values as those of
+// conmon's log driver, so that one search finds both. CONTAINER_ID_FULL is left out,
+// because podman-logs(1) takes every message with this field for the container's
+// output.
 const (
-	ContainerID   = "CONTAINER_ID"   // its first 12 digits
-	ContainerName = "CONTAINER_NAME" // as podman knows it
+	ContainerID   = "CONTAINER_ID"   // the first 12 digits of the container's ID
+	ContainerName = "CONTAINER_NAME" // podman's name for the container
 	ConmonPID     = "CONMON_PID"
-	InvocationID  = "INVOCATION_ID" // of the unit's start that it is about
+	InvocationID  = "INVOCATION_ID" // of the unit's start that the message is about
 	unitField     = "UNIT"
-	// journalctl -u UNIT shows a message with this field if its sender was root's,
-	// in whatever control group the sender was, and even if it has ended.
+	// journalctl -u UNIT shows a message with this field if root sent it. The
+	// sender's control group does not matter, nor whether the sender has ended.
 	objectUnit = "OBJECT_SYSTEMD_UNIT"
 )
 
-// Bounds, in bytes, of what is sent: part of it is text that users chose.
+// Bounds of a message, in bytes. Users choose parts of its text.
 const (
 	maxText  = 2000
 	maxValue = 256
@@ -39,11 +40,11 @@ var (
 	streamSocket = "/run/systemd/journal/stdout"
 )
 
-// Log sends the messages of one program about one unit. A message about a unit
-// goes to the journal, with fields, and also to standard error, unless standard
-// error is the journal. A message about no unit goes to standard error, or with
-// fields to the journal if standard error is the journal. A busy journal is not
-// waited for, and a message that cannot be sent is no error.
+// Log sends the messages of one program about one unit. A message about a unit goes
+// to the journal, with fields. It also goes to standard error, unless standard error
+// is the journal. A message about no unit goes to standard error; if that is the
+// journal, it has fields. Log does not wait for a busy journal, and drops a message
+// that cannot be sent.
 type Log struct {
 	Program string
 	Unit    string // "" for none
@@ -113,7 +114,7 @@ func (l *Log) ToJournal() bool {
 	return ok && address.Name == streamSocket
 }
 
-// Line returns text as one line of bounded length, without control characters.
+// Line returns text as one line of bounded length without control characters.
 func Line(text string) string {
 	return printable.Clip(strings.ReplaceAll(text, "\n", "; "), maxText)
 }
@@ -163,14 +164,14 @@ func (l *Log) entry(kind Kind, text string, cause error) []byte {
 // millisecond unless it is busy.
 const flushTimeout = 200 * time.Millisecond
 
-// Flush waits until journald has read the messages that were sent. When journald
-// reads a message, it looks up the sender's control group, and so the unit, in
-// /proc. If the process has ended by then, journalctl -u does not show the message:
-// 1 in 100 was lost that way. Only root's messages with Unit do without.
+// Flush waits until journald has read the messages that were sent, for at most 200 ms.
+// When journald reads a message, it looks up the sender's control group in /proc, and
+// so the unit. If the sender has ended by then, journalctl -u does not show the
+// message: 1 in 100 was lost. Root's messages with Unit do not depend on this.
 //
-// journald reads one datagram after another and ignores empty ones. When it has
-// taken an empty datagram, it has read all those before. The socket's buffer is
-// made so small that two datagrams do not fit in, so poll(2) tells when that is.
+// journald reads one datagram after another and ignores empty ones. When it has taken
+// an empty datagram, it has read all datagrams before it. Flush makes the socket's
+// buffer too small for two datagrams, so poll(2) tells when the empty one was taken.
 func (l *Log) Flush() {
 	if l.socket == 0 {
 		return

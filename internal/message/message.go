@@ -8,13 +8,13 @@ package message
 
 // Kind is a kind of message.
 type Kind struct {
-	// ID is the MESSAGE_ID, of systemd-id128(1): it stays what it is for ever.
+	// ID is the MESSAGE_ID, made with systemd-id128(1). It must never change.
 	ID string
-	// Program is the only program that sends it.
+	// Program is the only program that sends messages of this kind.
 	Program string
-	// Priority is one of syslog(3).
+	// Priority is a priority of syslog(3).
 	Priority int
-	// Documentation is the manual page that says more.
+	// Documentation is the manual page that says more, as a URI.
 	Documentation string
 }
 
@@ -34,15 +34,15 @@ const (
 	Generator     = "oci-mainpid-generator"
 )
 
-// The kinds. All but the first ask the administrator to do something.
+// The kinds. All except MainProcess ask the administrator to do something.
 var (
 	// MainProcess: conmon has become the unit's main process.
 	MainProcess = Kind{"5138bdb3717a4476b39ca0ba09dc8820", NotifyMainPID, priorityInfo, "man:notify-mainpid(8)"}
-	// Refused: what is in the mainpid file is not the unit's conmon.
+	// Refused: the PID in the mainpid file is not that of the unit's conmon.
 	Refused = Kind{"0abfdc9a6f5c4bb09f910f6f8fbcfb92", NotifyMainPID, priorityError, "man:notify-mainpid(8)"}
 	// NoMainPID: the hook wrote no PID.
 	NoMainPID = Kind{"7f9dd91971f148b98c462af984afbbf3", NotifyMainPID, priorityError, "man:notify-mainpid(8)"}
-	// NotTold: systemd did not take the message.
+	// NotTold: systemd did not take the message about the main process.
 	NotTold = Kind{"011539b14d1a445d9d87761a6a0bd3ba", NotifyMainPID, priorityError, "man:notify-mainpid(8)"}
 	// HelperFailed: notify-mainpid could not do its work for another reason.
 	HelperFailed = Kind{"32f5758b780a4b94b9ba7816bf407004", NotifyMainPID, priorityError, "man:notify-mainpid(8)"}
@@ -64,5 +64,5 @@ var (
 // for them, so the kind has no ID.
 var Step = Kind{Priority: priorityDebug}
 
-// Kinds are all kinds that have an ID.
+// Kinds are all kinds with an ID.
 var Kinds = []Kind{MainProcess, Refused, NoMainPID, NotTold, HelperFailed, LeftOverEnded, HookFailed, UnitRefused, UnitWarning, GeneratorFailed, NotStarted}

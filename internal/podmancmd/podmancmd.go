@@ -1,6 +1,6 @@
-// Package podmancmd reads podman's command line, podman(1): which subcommand it
-// runs and with which options, and where in a unit's line these are written. What
-// comes behind the image is the container's own and is not read.
+// Package podmancmd parses podman's command line, podman(1): the subcommand, its
+// options, and where these are written in a unit's line. The arguments after the
+// image are the container's and are not parsed.
 package podmancmd
 
 import (
@@ -15,19 +15,18 @@ import (
 type Podman struct {
 	// Verb is the subcommand, such as "run", "pod start" or "kube play".
 	Verb string
-	// VerbStart and VerbEnd are its offsets in the unit's line.
+	// VerbStart and VerbEnd are Verb's offsets in the unit's line.
 	VerbStart, VerbEnd int
 
 	global, options []Option
 	arguments       []unitfile.Word
 }
 
-// Option is an option as it is given. A short one, such as -v or a -d of -dti, has
-// that name.
+// Option is an option with its value.
 type Option struct {
-	// Name is the option's name without dashes.
+	// Name is the option's name as it is written, without dashes: "v" for -v.
 	Name string
-	// Value is empty for a switch.
+	// Value is empty for an option without a value.
 	Value string
 	// At is the word that holds the value. It is the whole word --name=value if
 	// Joined is set.
@@ -37,8 +36,8 @@ type Option struct {
 	Start int
 }
 
-// Parse reads the arguments of a program. ok is false if the program is not
-// podman, directly or by env(1), or if it has no subcommand.
+// Parse parses the arguments of a program. ok is false if the program does not run
+// podman, itself or by env(1), or if there is no subcommand.
 func Parse(program string, args []unitfile.Word) (p Podman, ok bool) {
 	if filepath.Base(program) == "env" {
 		program, args = throughEnv(args)
@@ -60,8 +59,8 @@ func Parse(program string, args []unitfile.Word) (p Podman, ok bool) {
 	return p, true
 }
 
-// ParseArguments is Parse for a program's arguments without argv[0], which are
-// not in a unit's line.
+// ParseArguments is Parse for arguments (without argv[0]) that are not in a unit's
+// line. All offsets are 0.
 func ParseArguments(program string, args []string) (Podman, bool) {
 	words := make([]unitfile.Word, len(args))
 	for i, a := range args {
@@ -70,7 +69,7 @@ func ParseArguments(program string, args []string) (Podman, bool) {
 	return Parse(program, words)
 }
 
-// throughEnv returns what env(1) executes.
+// throughEnv returns the program that env(1) executes, and its arguments.
 func throughEnv(args []unitfile.Word) (program string, rest []unitfile.Word) {
 	for i := 0; i < len(args); i++ {
 		switch text := args[i].Text; {
@@ -84,8 +83,8 @@ func throughEnv(args []unitfile.Word) (program string, rest []unitfile.Word) {
 	return "", nil
 }
 
-// Last returns the value that counts of an option of the subcommand, which is
-// the last one, and whether it is given at all.
+// Last returns the last value of an option of the subcommand, which is the one that
+// podman uses, and whether the option is given.
 func (p *Podman) Last(name string) (string, bool) { return last(p.options, name) }
 
 // Arguments returns what comes behind the options, such as the image or the kube file.
@@ -97,8 +96,7 @@ func (p *Podman) Arguments() []string {
 	return texts
 }
 
-// Global is Last for an option of podman itself, which comes before the
-// subcommand.
+// Global is Last for an option of podman itself, before the subcommand.
 func (p *Podman) Global(name string) (string, bool) { return last(p.global, name) }
 
 func last(options []Option, name string) (string, bool) {
@@ -134,14 +132,14 @@ func (p *Podman) StartsContainer() bool {
 // StartsPod reports whether the subcommand starts a pod that exists.
 func (p *Podman) StartsPod() bool { return strings.HasPrefix(p.Verb, "pod ") }
 
-// PlaysKube reports whether the subcommand starts what a kube file describes.
+// PlaysKube reports whether the subcommand starts the pods of a kube file.
 func (p *Podman) PlaysKube() bool {
 	_, down := p.Last("down")
 	return (p.Verb == "kube play" || p.Verb == "play kube") && !down
 }
 
-// EntersContainer reports whether the subcommand starts a process in a container
-// that runs.
+// EntersContainer reports whether the subcommand starts a process in a running
+// container.
 func (p *Podman) EntersContainer() bool {
 	switch p.Verb {
 	case "exec", "container exec", "healthcheck run":
@@ -160,8 +158,8 @@ func (p *Podman) CreatesContainer() bool {
 	return false
 }
 
-// HidesOutput reports whether the containers that the command makes write nothing to
-// podman's own standard output: those that podman leaves behind when it ends.
+// HidesOutput reports whether the containers that the subcommand creates write nothing
+// to podman's standard output, because they run on after podman has ended.
 func (p *Podman) HidesOutput() bool {
 	switch p.Verb {
 	case "create", "container create":
@@ -174,14 +172,14 @@ func (p *Podman) HidesOutput() bool {
 	return p.PlaysKube()
 }
 
-// IsFalse reports whether the value of a switch turns it off, as pflag reads it.
+// IsFalse reports whether the value of a switch is false, as pflag reads it.
 func IsFalse(value string) bool {
 	on, err := strconv.ParseBool(value)
 	return err == nil && !on
 }
 
-// RemovesContainer reports whether the command leaves no container of the unit
-// behind. podman stop removes one that runs with --rm.
+// RemovesContainer reports whether the subcommand removes the unit's container. podman
+// stop counts, because it removes a container that was started with --rm.
 func (p *Podman) RemovesContainer() bool {
 	switch p.Verb {
 	case "rm", "container rm", "pod rm", "kube down", "stop", "container stop", "pod stop", "kill", "container kill", "pod kill":
@@ -192,8 +190,9 @@ func (p *Podman) RemovesContainer() bool {
 	return false
 }
 
-// options reads the options at the start of words as pflag does, and returns
-// them and the words behind. The letters are the short options without a value.
+// options parses the options at the beginning of words like pflag, podman's own
+// parser, and returns them and the words after them. switches and letters are the
+// long and short options without a value.
 func options(words []unitfile.Word, switches map[string]bool, letters string) (found []Option, rest []unitfile.Word) {
 	i := 0
 	for ; i < len(words); i++ {
@@ -243,9 +242,8 @@ var groups = set("artifact", "container", "healthcheck", "image", "kube", "netwo
 // globalSwitches are podman's own options without a value, podman(1).
 var globalSwitches = set("help", "noout", "remote", "syslog", "trace", "transient-store", "version")
 
-// switches are the options without a value of podman-run(1), podman-create(1)
-// and podman-kube-play(1). An option that is not here is taken for one with a
-// value, as most are.
+// switches are the options without a value in podman-run(1), podman-create(1) and
+// podman-kube-play(1). An option that is not listed is taken to have a value.
 var switches = set("build", "detach", "disable-content-trust", "down", "env-host", "force", "help", "http-proxy",
 	"init", "interactive", "no-healthcheck", "no-hostname", "no-hosts", "no-pod-prefix", "oom-kill-disable", "passwd",
 	"privileged", "publish-all", "quiet", "read-only", "read-only-tmpfs", "replace", "rm", "rmi", "rootfs",

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// metric is one of those that WritePrometheus writes.
+// metric is a metric that WritePrometheus writes.
 type metric struct {
 	name, kind, help string
 	// value returns the value, and whether the service has one.
@@ -61,7 +61,8 @@ func WritePrometheus(w io.Writer, services []Service) error {
 	return err
 }
 
-// label quotes the value of a label. What is no UTF-8 the format cannot hold.
+// label quotes the value of a label. Bytes that are not UTF-8 are replaced, because
+// the format has no way to write them.
 func label(value string) string {
 	value = strings.ToValidUTF8(value, "\ufffd")
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(value) + `"`

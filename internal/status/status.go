@@ -1,5 +1,5 @@
-// Package status shows how the services that run their containers as a user are,
-// as systemd has it and as podman has it, and whether the two agree.
+// Package status shows the services that run their containers as a user, as systemd
+// sees them and as podman sees them, and whether the two agree.
 package status
 
 import (
@@ -18,12 +18,13 @@ import (
 	"oci-mainpid-hook/internal/story"
 )
 
-// Service is the status of one service. Texts are as others wrote them.
+// Service is the status of one service. Its texts may be a user's and need cleaning,
+// see package printable.
 type Service struct {
 	Unit string `json:"unit"`
 	User string `json:"user"`
-	// Cgroup is the mode; empty for a unit that has no container of its own, such
-	// as one that makes a volume.
+	// Cgroup is the mode. It is empty for a unit without a container, such as that
+	// of a volume.
 	Cgroup      string     `json:"cgroup,omitempty"`
 	LoadState   string     `json:"load_state"`
 	ActiveState string     `json:"active_state"`
@@ -31,23 +32,23 @@ type Service struct {
 	Result      string     `json:"result"`
 	Since       *time.Time `json:"since,omitempty"`
 	Restarts    int        `json:"restarts"`
-	// MainPID is systemd's, 0 for none.
+	// MainPID is the unit's main PID for systemd, 0 if there is none.
 	MainPID int     `json:"main_pid"`
 	Conmon  *Conmon `json:"conmon,omitempty"`
-	// Agrees says whether systemd's main process is podman's conmon; nil where
+	// Agrees says whether systemd's main process is podman's conmon. It is nil if
 	// neither runs.
 	Agrees *bool `json:"agrees,omitempty"`
-	// Problem is what is wrong now, LastError why it failed last.
+	// Problem says what is wrong now, LastError why the unit failed last.
 	Problem   string `json:"problem,omitempty"`
 	LastError string `json:"last_error,omitempty"`
-	// LeftOver are conmons of earlier starts, that nobody watches.
+	// LeftOver are conmons of earlier starts, which systemd does not watch.
 	LeftOver []Conmon `json:"left_over,omitempty"`
 }
 
 // Conmon is podman's view of a service.
 type Conmon struct {
 	PID int `json:"pid"`
-	// Recorded is the PID that podman wrote down, 0 where that is not known.
+	// Recorded is conmon's PID in podman's own file, 0 if that is not known.
 	Recorded    int    `json:"recorded,omitempty"`
 	Container   string `json:"container"`
 	ContainerID string `json:"container_id"`
@@ -59,10 +60,10 @@ func newConmon(c census.Conmon) Conmon {
 	return Conmon{PID: c.PID, Recorded: c.Recorded, Container: c.Container, ContainerID: c.ContainerID, Replaced: c.Replaced}
 }
 
-// errNoConmon is the problem of an active unit without one.
+// errNoConmon is the problem of an active unit whose conmon does not run.
 var errNoConmon = errors.New("no conmon of this start runs")
 
-// Of returns the status of one unit, given every conmon that runs.
+// Of returns the status of one unit. all is every conmon that runs.
 func Of(u *manager.Unit, all []census.Conmon) Service {
 	file := u.Env(handover.EnvMainPIDFile)
 	s := statusOf(u, all, census.ReadPID(cmp.Or(handover.UserDirOf(file), handover.Dir), file), census.Start.Verify)
@@ -82,7 +83,8 @@ func (s *Service) changed(u *manager.Unit, record handover.Record) {
 	s.Problem = fmt.Sprintf("container %s still runs as UID %d: the unit's user has become %s since it was started; systemctl restart ends it", record.Container, record.UID, u.Origin.User)
 }
 
-// statusOf is Of, given what the hook told and census.Start.Verify.
+// statusOf is Of. told is the PID in the mainpid file, and verify is
+// census.Start.Verify.
 func statusOf(u *manager.Unit, all []census.Conmon, told int, verify func(census.Start, census.Conmon) error) Service {
 	s := Service{
 		Unit: u.Name, User: u.User, LoadState: u.LoadState, ActiveState: u.ActiveState, SubState: u.SubState,
@@ -99,7 +101,7 @@ func statusOf(u *manager.Unit, all []census.Conmon, told int, verify func(census
 		return s
 	}
 	if reason := u.Refused(); reason != "" {
-		// The unit that refuses to start runs as nobody's.
+		// A unit that is refused runs as no user.
 		s.User, s.Problem = "", reason
 		return s
 	}
@@ -111,7 +113,7 @@ func statusOf(u *manager.Unit, all []census.Conmon, told int, verify func(census
 	if _, ok := u.Notifier(); ok {
 		s.Cgroup = string(u.Cgroup())
 	} else if len(current)+len(leftOver) == 0 {
-		return s // it may well have no container of its own
+		return s // the unit need not have a container
 	}
 	for _, c := range leftOver {
 		s.LeftOver = append(s.LeftOver, newConmon(c))
@@ -123,7 +125,7 @@ func statusOf(u *manager.Unit, all []census.Conmon, told int, verify func(census
 	}
 	if u.ActiveState != "active" {
 		if found && (u.ActiveState == "inactive" || u.ActiveState == "failed") {
-			// Of this start, and yet left over.
+			// The unit is down, so conmon is left over although this start made it.
 			s.LeftOver, s.Conmon = append(s.LeftOver, *s.Conmon), nil
 		}
 		if len(s.LeftOver) > 0 {
@@ -171,9 +173,10 @@ func leftOverText(conmons []Conmon) string {
 	return text
 }
 
-// Read reads the status of the named services; of all that are ours if none is named.
-// It tells look what it looks at, and add what it finds: the services, in the order of
-// their names. A name that systemd does not know is an error, manager.ErrNoUnit.
+// Read reads the status of the services with these names, or of all our services if
+// names is empty. It calls look with what it is about to read, and add with the
+// services that it has read, in the order of their names. leftOut says which processes
+// were not read. If systemd does not know a name, the error is manager.ErrNoUnit.
 func Read(ctx context.Context, m *manager.Manager, names []string, look func(at string), add func(...Service)) (leftOut []census.LeftOut, err error) {
 	look("the units")
 	if len(names) == 0 {
@@ -211,7 +214,8 @@ func Read(ctx context.Context, m *manager.Manager, names []string, look func(at 
 	return processes.LeftOut, nil
 }
 
-// lastError asks the journal, and where that has nothing, systemd.
+// lastError returns why the unit failed last: in the journal's words, or else in
+// systemd's.
 func lastError(ctx context.Context, u *manager.Unit) string {
 	if reason, err := story.LastReason(ctx, u); err == nil && reason != "" {
 		return reason

@@ -49,7 +49,7 @@ func WriteTable(o *terminal.Output, services []Service, now time.Time) {
 	table.Write(o)
 }
 
-// replacedText is what to know of a conmon that was replaced since.
+// replacedText is the note on a conmon whose file was replaced after its start.
 const replacedText = "conmon was replaced since (package upgrade): the new one comes with the next start"
 
 func (s Service) state() (string, terminal.Style) {
@@ -66,7 +66,7 @@ func (s Service) state() (string, terminal.Style) {
 	return s.SubState, terminal.Warn // activating, deactivating, reloading, …
 }
 
-// conmon says whether podman's view is systemd's.
+// conmon returns a word on conmon for the table, and its style.
 func (s Service) conmon() (string, terminal.Style) {
 	switch {
 	case s.Conmon == nil && s.Agrees != nil:
@@ -97,7 +97,7 @@ func number(n int) string {
 	return strconv.Itoa(n)
 }
 
-// since is the time of day, or the day if that is another one.
+// since returns the time of day, or the date if that is not today.
 func since(t *time.Time, now time.Time) string {
 	if t == nil {
 		return "-"

@@ -18,22 +18,21 @@ type start struct {
 	known        bool
 }
 
-// cast is who takes part in a start: the processes and containers that are known
-// to be the unit's. With Cgroup=user their messages bear no mark of the unit, and
-// who they are is known only from what others said.
+// cast has the processes and containers that take part in a start. With Cgroup=user
+// their messages do not have the unit's name. Then only other messages show that the
+// processes belong to the unit.
 type cast struct {
 	name  string
 	start start
-	// current is what systemd knows of the unit, nil unless its times are those of
-	// the same start. uid is the unit's user, -1 if that is not known.
+	// current is what systemd knows of the unit. It is nil if systemd's times are
+	// those of another start. uid is the unit's user, -1 if unknown.
 	current *manager.Unit
 	uid     int
 	// podmans and containers are PIDs and full container IDs.
 	podmans    map[string]bool
 	containers map[string]bool
-	// conmons are PIDs that are conmon's: when the main process ends, systemd
-	// notes its PID and times with the command of ExecStart=, as if they were
-	// podman's.
+	// conmons are the PIDs of conmon. When the main process ends, systemd notes its
+	// PID and times with the command of ExecStart=, as if they were podman's.
 	conmons map[int]bool
 }
 
@@ -44,7 +43,7 @@ func identify(name string, unit *manager.Unit, entries []journal.Entry) *cast {
 		c.uid = unit.UID
 		c.remember(unit)
 	}
-	// Twice, because some are known only by what others say later.
+	// Twice, because a later message may show that an earlier one belongs here.
 	for range 2 {
 		for _, e := range entries {
 			if c.takesPart(e) {
@@ -55,9 +54,8 @@ func identify(name string, unit *manager.Unit, entries []journal.Entry) *cast {
 	return c
 }
 
-// lastStart finds the beginning of the last start in what PID 1 said. A start
-// whose dependency failed, or whose first process could not be started, has no
-// message that begins it.
+// lastStart finds the beginning of the last start in PID 1's messages. If a dependency
+// failed, or the first process could not be started, PID 1 logs no beginning.
 func lastStart(name string, entries []journal.Entry) (last start) {
 	for i, e := range entries {
 		if !e.FromManager() || e.Fields["UNIT"] != name {
@@ -91,7 +89,7 @@ func startAt(e journal.Entry) start {
 // when it has started the first command.
 const early = time.Second
 
-// remember takes what systemd remembers, if that is of the same start.
+// remember takes over what systemd knows of the unit, if it is about the same start.
 func (c *cast) remember(u *manager.Unit) {
 	if c.start.known && (u.InvocationID == "" || u.InvocationID != c.start.invocationID) {
 		return
@@ -120,9 +118,8 @@ func (c *cast) remember(u *manager.Unit) {
 	}
 }
 
-// takesPart reports whether an entry is about the start. It goes by fields that
-// journald sets. What an entry says about itself counts only if its author may
-// speak for the unit.
+// takesPart reports whether an entry is about the start. It trusts the fields that
+// journald sets. Other fields count only if their author may speak for the unit.
 func (c *cast) takesPart(e journal.Entry) bool {
 	if !c.start.known || e.Monotonic < c.start.zero-time.Millisecond {
 		return false
@@ -135,15 +132,15 @@ func (c *cast) takesPart(e journal.Entry) bool {
 	return id != "" && f["_SYSTEMD_INVOCATION_ID"] == id || c.saysSo(e) || c.elsewhere(e)
 }
 
-// mentions reports whether PID 1 says of another unit what is about one of our
-// processes: a message that it took for that unit's.
+// mentions reports whether PID 1 logged a message about one of our processes for
+// another unit, because it took the process for that unit's.
 func (c *cast) mentions(message string) bool {
 	m := rejected().FindStringSubmatch(message)
 	return m != nil && !strings.HasPrefix(message, c.name+":") && (len(c.podmans) == 0 || c.near(m[1]))
 }
 
-// near reports whether a process is one of the unit's podmans, or was started
-// right after one, as the child is in which podman joins its user namespace.
+// near reports whether a process is one of the unit's podmans, or was started right
+// after one. podman starts such a child to join its user namespace.
 func (c *cast) near(pid string) bool {
 	n, err := strconv.Atoi(pid)
 	if err != nil {
@@ -157,8 +154,8 @@ func (c *cast) near(pid string) bool {
 	return false
 }
 
-// elsewhere reports whether a process below the user's manager is one of the
-// unit's: its podman, by PID or command line, or a process of one of its
+// elsewhere reports whether a process below the user's manager belongs to the unit:
+// it is the unit's podman, by PID or command line, or in one of the unit's
 // containers.
 func (c *cast) elsewhere(e journal.Entry) bool {
 	f := e.Fields
@@ -188,14 +185,14 @@ func (c *cast) isPodman(line string) bool {
 	})
 }
 
-// unquoted makes the journal's way to write a command line comparable.
+// unquoted removes quotes and backslashes, so that command lines can be compared.
 func unquoted(s string) string { return strings.NewReplacer(`"`, "", `'`, "", `\`, "").Replace(s) }
 
-// saysSo reports whether one of our own programs says that it is about this start:
-// journald does not know the control group of a process that has ended, and with
-// Cgroup=user the hook's is not the unit's. Only root and the unit's user can say
-// that; and root's invocation ID alone may come from a file of another unit's user
-// (EnvironmentFile=).
+// saysSo reports whether a message of our own programs says that it is about this
+// start. That is needed because journald does not know the control group of a process
+// that has ended, and because with Cgroup=user the hook is not in the unit's. Only
+// messages of root and of the unit's user count. root's invocation ID alone does not
+// count: it may come from a file of another unit's user (EnvironmentFile=).
 func (c *cast) saysSo(e journal.Entry) bool {
 	f, id := e.Fields, c.start.invocationID
 	return id != "" && f["INVOCATION_ID"] == id && f["UNIT"] == c.name && ownKind(e) != nil &&
@@ -228,7 +225,7 @@ func isContainerID(text string) bool {
 	return len(text) == 64 && strings.Trim(text, "0123456789abcdef") == ""
 }
 
-// commandOf returns which of the unit's commands a process is, "" if none.
+// commandOf returns the setting of the unit's command that has this PID, or "".
 func (c *cast) commandOf(pid int) string {
 	if c.current == nil || pid == 0 || c.conmons[pid] {
 		return ""

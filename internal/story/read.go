@@ -12,8 +12,8 @@ import (
 	"oci-mainpid-hook/internal/manager"
 )
 
-// Bounds of what is read of a start, in entries of the journal. Those of root are
-// read by queries of their own, so that no number of others hides them.
+// Bounds of what is read of a start, in entries of the journal. root's entries are read
+// by queries of their own, so that users' entries cannot hide them.
 const (
 	maxStarts  = 50
 	maxManager = 1000
@@ -25,9 +25,9 @@ const (
 // ErrNoStart says that neither the journal nor systemd knows of a start.
 var ErrNoStart = errors.New("was not started, as far as the journal goes back; start it first: systemctl start UNIT")
 
-// Read reads what there is about the last start of a unit. unit is what systemd
-// knows of it, nil if that is nothing. The error is ErrNoStart where there was
-// no start. If ctx ends, the story has what was read before, and says so.
+// Read reads the story of the last start of a unit. unit is what systemd knows of the
+// unit, nil for nothing. The error is ErrNoStart if there was no start. If ctx ends
+// early, the story has what was read before, and Missing says so.
 func Read(ctx context.Context, name string, unit *manager.Unit) (Story, error) {
 	r := reader{ctx: ctx, name: name}
 	began, id := r.lastStart()
@@ -53,9 +53,9 @@ func Read(ctx context.Context, name string, unit *manager.Unit) (Story, error) {
 	return s, nil
 }
 
-// reader collects the entries of a start. It asks for them by fields that journald
-// sets. A field that anybody can set, such as UNIT=, is asked for only together
-// with the UID of PID 1, root or the unit's user.
+// reader collects the entries of a start. It queries by fields that journald sets.
+// Anybody can set a field such as UNIT=, so queries combine it with the UID of PID 1,
+// root or the unit's user.
 type reader struct {
 	ctx     context.Context
 	name    string
@@ -65,8 +65,9 @@ type reader struct {
 	err     error // of the first query that failed
 }
 
-// lastStart returns when the last start began, zero if the journal has none, and
-// its invocation ID, "" for a start that failed before it got one.
+// lastStart returns when the last start began, and its invocation ID. The time is zero
+// if the journal has no start. The ID is "" for a start that failed before systemd
+// gave it one.
 func (r *reader) lastStart() (began time.Time, id string) {
 	q := journal.Query{
 		Matches: []string{"_PID=1", "_UID=0", "UNIT=" + r.name, "MESSAGE_ID=" + msgStarting, "MESSAGE_ID=" + msgNotStart},
@@ -87,11 +88,10 @@ func (r *reader) lastStart() (began time.Time, id string) {
 	return began, id
 }
 
-// aside is how long before the first message of a start one of another unit, which
-// kept this one from starting, is looked for.
+// aside is how long before a start its failed dependencies are searched for.
 const aside = 2 * time.Minute
 
-// read reads the entries of the start that began then.
+// read reads the entries of the start that began at that time.
 func (r *reader) read(unit *manager.Unit, began time.Time, id string) {
 	name := r.name
 	pid1 := []string{"_PID=1", "_UID=0", "UNIT=" + name}
@@ -120,9 +120,9 @@ func (r *reader) read(unit *manager.Unit, began time.Time, id string) {
 	r.bothEnds("messages of the unit's user", journal.Query{Matches: users, Since: began, Most: maxUsers}, over)
 }
 
-// bothEnds collects the first entries of a query, up to the end of the start, and
-// its newest. over is the end of the start, zero if it is not known yet. The result
-// is the same, or the end that PID 1 told in these entries.
+// bothEnds collects the first entries of a query, up to the end of the start, and the
+// newest entries. over is the end of the start, zero if it is not known yet. bothEnds
+// returns over, or the end of the start that PID 1 logged in these entries.
 func (r *reader) bothEnds(what string, q journal.Query, over time.Time) time.Time {
 	n, cut := 0, false
 	err := r.query(what, q, func(e journal.Entry) bool {
@@ -138,7 +138,7 @@ func (r *reader) bothEnds(what string, q journal.Query, over time.Time) time.Tim
 		return true
 	})
 	if n < q.Most && !cut && !errors.Is(err, journal.ErrTooMuch) {
-		return over // that was all
+		return over // the query has no more entries
 	}
 	if n == q.Most {
 		r.missing = append(r.missing, fmt.Sprintf("There are more than %d %s from this start; of the rest the last %d were looked at", n, what, maxNewest))
@@ -166,7 +166,7 @@ func (r *reader) add(e journal.Entry) {
 	}
 }
 
-// query reads the journal. It notes what could not be read, and returns why.
+// query reads the journal. If that fails, it notes what is missing, and returns why.
 func (r *reader) query(what string, q journal.Query, f func(journal.Entry) bool) error {
 	if r.ctx.Err() != nil && r.err != nil {
 		return r.err // it is noted already
@@ -186,8 +186,8 @@ func (r *reader) query(what string, q journal.Query, f func(journal.Entry) bool)
 	return err
 }
 
-// LastReason returns what best says why a unit failed, at its last start or after
-// it; "" if nothing does.
+// LastReason returns the best reason for a unit's failure, at its last start or
+// later. It is "" if there is none.
 func LastReason(ctx context.Context, unit *manager.Unit) (string, error) {
 	s, err := Read(ctx, unit.Name, unit)
 	if errors.Is(err, ErrNoStart) {

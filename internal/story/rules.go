@@ -23,22 +23,23 @@ const (
 // rule says what a message means.
 type rule struct {
 	author author
-	// pattern is of the text; of our own programs it is how they put it where no
-	// journal took it with its kind. PID 1's begins where its text does, after the
-	// unit's name: what PID 1 quotes is not its own.
+	// pattern matches the text. A pattern for our own programs is for messages that
+	// reached the journal without their kind. A pattern for PID 1 matches at the
+	// beginning of the text only, after the unit's name, because PID 1 may quote
+	// others.
 	pattern string
 	verdict Verdict
 	meaning string
-	// expected is the meaning, if not empty, for a unit in which notify-mainpid
-	// has the last word: then it is no reason for anything.
+	// expected, if not empty, is the meaning for a unit in which notify-mainpid sets
+	// the main PID. There the message is no reason for a failure.
 	expected string
 	// rank orders the reasons for a failure: the higher, the closer to the cause.
 	rank int
-	// kind is that of one of our own messages, nil for those of others.
+	// kind is the kind of a message of our own programs, else nil.
 	kind *message.Kind
 }
 
-// Ranks that are used outside of the rules as well.
+// Ranks that code outside of the rules uses, too.
 const (
 	rankExit    = 3  // a command of ours failed; what it wrote says why
 	rankGone    = 20 // the hook found no process of the container
@@ -49,8 +50,8 @@ const (
 	rankAuthors = 85 // a command that the unit's author added
 )
 
-// rules are tried in order. Those of systemd are the texts of src/core/service.c
-// and manager.c. systemd logs at the level debug only that it takes a PID over.
+// rules are tried in order. The patterns for systemd are texts in its src/core/service.c
+// and manager.c. That systemd takes a PID over it logs at the level debug only.
 var rules = []rule{
 	{byManager, `Got notification message from PID (\d+), but reception only permitted for`, Refused,
 		"systemd takes the sender for a process of another unit, whose main process alone may send: the control group that podman moved itself into is not this unit's. A unit of ours needs no such message: see whether its drop-in is in effect, oci-mainpid check",
@@ -94,7 +95,7 @@ var rules = []rule{
 	{byManager, `Scheduled restart job`, None, "", "", 0, nil},
 	{byManager, `Got notification message from PID \d+(:| \()`, None, "", "", 0, nil},
 
-	{byRoot, `^oci-mainpid: .*: not started: `, Refused, "oci-mainpid keeps the unit from starting rather than have it run as root; mend that, then: systemctl daemon-reload", "", 90, &message.NotStarted},
+	{byRoot, `^oci-mainpid: .*: not started: `, Refused, "oci-mainpid keeps the unit from starting; correct that, then: systemctl daemon-reload", "", 90, &message.NotStarted},
 	{byRoot, `notify-mainpid: .*refused: `, Refused, "the process is not what the unit's main process must be: see notify-mainpid(8)", "", 80, &message.Refused},
 	{byRoot, `notify-mainpid: .*no PID in the mainpid file`, Failed, "the hook did not write: podman did not start a container, or does not run the hook; see oci-mainpid check", "", rankNoPID, &message.NoMainPID},
 	{byRoot, `notify-mainpid: .*ended what was left of`, None, "", "", 0, &message.LeftOverEnded},
@@ -141,8 +142,7 @@ var rejected = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`^\S+: Got notification message from PID (\d+), but reception`)
 })
 
-// find returns the rule for an entry of a source: that of its kind, or by its
-// text.
+// find returns the rule for an entry of a source, by the entry's kind or its text.
 func find(e journal.Entry, source string) *rule {
 	a, own := authorOf(e, source), ownKind(e)
 	for i, re := range compiled() {
@@ -171,10 +171,9 @@ func authorOf(e journal.Entry, source string) author {
 	return byOthers
 }
 
-// applyRule gives the event the verdict and the meaning of the rule for its entry.
-// ours says that notify-mainpid has the last word in the unit. The result is false
-// for a message that is not worth telling: systemd logged it for its developers,
-// and no rule knows it.
+// applyRule gives the event the verdict and the meaning of the rule for its entry. ours
+// says that notify-mainpid sets the unit's main PID. applyRule returns false for a
+// message at the level debug without a rule: systemd logs it for developers.
 func (e *Event) applyRule(entry journal.Entry, ours bool) bool {
 	r := find(entry, e.Source)
 	if r == nil {
@@ -187,5 +186,5 @@ func (e *Event) applyRule(entry journal.Entry, ours bool) bool {
 	return true
 }
 
-// debug is the priority of such messages, syslog(3).
+// debug is the priority of messages for developers, syslog(3).
 const debug = "7"

@@ -6,15 +6,15 @@ import (
 	"sync"
 )
 
-// Bounds of what is told.
+// Bounds of the story.
 const (
 	maxFirst  = 30 // events of one source, from the first
 	maxLast   = 10 // and from the last
 	maxOutput = 10 // last lines of the container
 )
 
-// shorten leaves out what is of no use: what happened while the unit ran well,
-// what was said again and again, and most of what one source said.
+// shorten leaves out events that do not help: those while the unit ran well,
+// repetitions, and most events of a source that has very many.
 func (t *teller) shorten() {
 	over := t.Took + grace
 	t.Events = slices.DeleteFunc(t.Events, func(e Event) bool {
@@ -27,8 +27,8 @@ func (t *teller) shorten() {
 
 var number = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[0-9]+`) })
 
-// joinRepeated makes one event of those in which a source says the same thing for
-// the third time and later, such as the messages of each health check.
+// joinRepeated joins repetitions, such as the messages of each health check. From the
+// third time on, an event in which a source says the same becomes part of the third.
 func joinRepeated(events []Event) []Event {
 	type saying struct {
 		source, text string

@@ -16,8 +16,9 @@ const (
 	container   = "container"
 )
 
-// sourceOf names who wrote an entry. It goes by what journald and the kernel know
-// of the process: SYSLOG_IDENTIFIER= is whatever its author likes.
+// sourceOf returns the name of the program that wrote an entry. It trusts what journald
+// and the kernel know of the process. SYSLOG_IDENTIFIER= does not count, because any
+// author can choose it.
 func (c *cast) sourceOf(e journal.Entry) string {
 	f, name := e.Fields, program(e)
 	if e.FromManager() {
@@ -51,11 +52,11 @@ func (c *cast) sourceOf(e journal.Entry) string {
 	return name
 }
 
-// isReserved reports whether a program is one of ours that only root runs.
+// isReserved reports whether the name is that of a program of ours that only root runs.
 func isReserved(name string) bool { return name == message.NotifyMainPID || name == message.OCIMainPID }
 
-// program returns the name of the program that a process executes, as the kernel
-// has it; "" if the process had ended when journald looked.
+// program returns the name of the program that the entry's process executes, from the
+// kernel. It is "" if the process had ended when journald looked.
 func program(e journal.Entry) string {
 	comm := strings.Trim(e.Fields["_COMM"], "()") // in parentheses until it executes
 	executable := path.Base(strings.TrimSuffix(e.Fields["_EXE"], " (deleted)"))
@@ -85,8 +86,8 @@ func isPodmans(name string) bool {
 	return slices.Contains(podmans, name) || strings.HasPrefix(name, "pasta")
 }
 
-// ownKind returns the kind of a message of our own programs, nil if it is of
-// another. Only root can speak for those that root runs.
+// ownKind returns the kind of a message of our own programs, else nil. For a program
+// that only root runs, only root's messages count.
 func ownKind(e journal.Entry) *message.Kind {
 	for i, k := range message.Kinds {
 		if k.ID == e.Fields["MESSAGE_ID"] && (k.Program == message.Hook || e.Fields["_UID"] == "0") {

@@ -10,7 +10,7 @@ import (
 	"oci-mainpid-hook/internal/manager"
 )
 
-// commands tells from systemd's memory what the unit's commands did.
+// commands adds the events and steps of the unit's commands, as systemd remembers them.
 func (t *teller) commands() {
 	u := t.current
 	if u == nil {
@@ -25,10 +25,10 @@ func (t *teller) commands() {
 	}
 }
 
-// maxCommand is how much of a command line is worth its place.
+// maxCommand is how many characters of a command line are shown.
 const maxCommand = 200
 
-// podman tells of the unit's podman and its conmon.
+// podman adds the steps of the unit's podman and conmon.
 func (t *teller) podman() {
 	u := t.current
 	var podman manager.Command
@@ -58,7 +58,7 @@ func (t *teller) podman() {
 	if !ok || u.MainPID == 0 || u.MainPID == podman.PID {
 		return
 	}
-	// The time that systemd has of a main process is when that was started.
+	// systemd's time of a main process is the time when the process started.
 	if conmon := u.MainStart - t.start.zero; conmon > 0 {
 		t.event(conmon, fmt.Sprintf("conmon, process %d, was started by podman", u.MainPID), None, 0)
 	}
@@ -67,13 +67,13 @@ func (t *teller) podman() {
 	}
 }
 
-// tick is the unit of a process' start time in proc_pid_stat(5), where systemd
-// looks up the start of a main process that it did not start itself. It notes the
-// start of its own children to the microsecond.
+// tick is the unit of a process' start time in proc_pid_stat(5). systemd reads the start
+// time of a main process there, unless it started the process itself. Then it knows
+// the time to the microsecond.
 const tick = 10 * time.Millisecond
 
-// podmanEnd returns when podman ended, as far as systemd knows: when it said
-// READY=1, or, where notify-mainpid runs beside podman, when notify-mainpid ended.
+// podmanEnd returns when podman ended, as far as systemd's state tells: when podman
+// sent READY=1, or, if notify-mainpid runs beside podman, when notify-mainpid ended.
 func (t *teller) podmanEnd(podman manager.Command) time.Duration {
 	u := t.current
 	end := u.ActiveEnter
@@ -89,7 +89,8 @@ func (t *teller) podmanEnd(podman manager.Command) time.Duration {
 	return end - t.start.zero
 }
 
-// command tells of a command that systemd waited for, and that the setting has.
+// command adds the step of a command of a setting, such as ExecStartPre, for which
+// systemd waited.
 func (t *teller) command(c manager.Command, setting string) {
 	if c.StartedMonotonic < t.start.zero || c.StartedMonotonic == 0 {
 		return
@@ -124,7 +125,7 @@ func exitText(code, status int) string {
 	return "ended"
 }
 
-// exitMeaning is what the exit status says, where it is known.
+// exitMeaning says what the exit status of a command means, if that is known.
 func exitMeaning(c manager.Command) string {
 	if c.NotifiesMainPID() && c.Code == 1 {
 		switch c.Status {
@@ -147,7 +148,7 @@ func (t *teller) step(name string, from, to time.Duration, failed bool) {
 	t.Steps = append(t.Steps, Step{Name: name, From: max(from, 0), To: to, Failed: failed})
 }
 
-// stepName names a command by its program and what that is asked to do.
+// stepName returns a short name of a command: its program and subcommand.
 func stepName(c manager.Command) string {
 	name := c.Name()
 	if len(c.Arguments) < 2 {

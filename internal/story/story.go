@@ -17,14 +17,14 @@ import (
 	"oci-mainpid-hook/internal/manager"
 )
 
-// Verdict is what became of something.
+// Verdict says what became of what an event is about.
 type Verdict string
 
 // The verdicts.
 const (
 	None    Verdict = ""
 	Took    Verdict = "took"    // systemd accepted it
-	Refused Verdict = "refused" // systemd or notify-mainpid did not
+	Refused Verdict = "refused" // systemd or notify-mainpid did not accept it
 	Failed  Verdict = "failed"
 )
 
@@ -33,7 +33,7 @@ type Outcome string
 
 // The outcomes.
 const (
-	Starting    Outcome = "starting" // it has not ended yet
+	Starting    Outcome = "starting" // the start has not ended yet
 	Started     Outcome = "started"
 	StartFailed Outcome = "failed"
 )
@@ -42,17 +42,17 @@ const (
 type Event struct {
 	// At is the time since the beginning of the start.
 	At time.Duration
-	// Source is who said it: systemd, podman, conmon, …
+	// Source is the program that said it, such as systemd, podman or conmon.
 	Source string
-	// Text is in the words of the source.
+	// Text is what the source said, in its own words.
 	Text    string
 	Verdict Verdict
-	// Meaning says in other words what Text means, and what to do.
+	// Meaning says what Text means, and what to do.
 	Meaning string
-	// Derived marks what nobody said and systemd's state shows.
+	// Derived says that there was no message: systemd's state shows the event.
 	Derived bool
-	// Again is how often the source said the same later, Last when it did so for
-	// the last time.
+	// Again is how often the source said the same later, Last the time of the last
+	// repetition.
 	Again int
 	Last  time.Duration
 
@@ -80,17 +80,17 @@ type Story struct {
 	Steps        []Step
 	// Now is what the unit is doing, if it is not active.
 	Now string
-	// Reason is why the unit failed, or what is odd though it did not; Remedy is
-	// what to do about it.
+	// Reason says why the unit failed, or what is odd although it did not fail.
+	// Remedy says what to do about it.
 	Reason string
 	Remedy string
-	failed bool // Reason is that of a failure
-	// Exit says how the container ended, after the words "the container"; "" if
-	// that is not known.
+	failed bool // Reason is the reason of a failure
+	// Exit says how the container ended, to follow the words "the container". It is
+	// "" if that is not known.
 	Exit string
 	// Output are the last lines that the container wrote to the journal.
 	Output []string
-	// LeftOut says how many messages are not told, by source.
+	// LeftOut says how many messages the story leaves out, by source.
 	LeftOut map[string]int
 	// Missing says what could not be read, and why.
 	Missing []string
@@ -103,14 +103,14 @@ const (
 	msgNotStart = "be02cf6855d2428ba40df7e9d022f03d"
 	msgStopping = "de5b426a63be47a7b6ac3eaac82e2f6f"
 	msgFailed   = "d9b373ed55a64feb8242e02dbe79a49c"
-	msgSuccess  = "7ad2d189f7e94e70a38c781354912448" // the unit is over, and did not fail
+	msgSuccess  = "7ad2d189f7e94e70a38c781354912448" // the unit ended, and did not fail
 )
 
-// grace is how long after the start its last words are waited for.
+// grace is how long after its end the messages of a start still count.
 const grace = 500 * time.Millisecond
 
-// Tell tells the story out of the journal's entries, which may hold those of
-// others, and what systemd knows of the unit, nil for nothing.
+// Tell makes the story from the journal's entries and from what systemd knows of the
+// unit, nil for nothing. Entries that are not about the start do not matter.
 func Tell(name string, unit *manager.Unit, entries []journal.Entry) Story {
 	cast := identify(name, unit, entries)
 	t := teller{cast: cast, unit: unit}

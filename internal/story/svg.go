@@ -17,7 +17,7 @@ const (
 	svgRow    = 22
 	svgTop    = 84
 	svgMargin = 12
-	// What fits, in characters of the fonts below.
+	// Widths, in characters of the fonts below.
 	svgTitle = 88
 	svgName  = 28
 )
@@ -36,8 +36,8 @@ svg { fill: #e6edf3 }
 
 var svgClasses = map[Verdict]string{Took: "took", Refused: "failed", Failed: "failed", None: "none"}
 
-// SVG returns the timeline as a drawing: the steps as bars, what was said as
-// marks, with its text where the pointer is.
+// SVG returns the timeline as a drawing, with steps as bars and messages as marks. A
+// mark shows its text when the pointer is on it.
 func (s Story) SVG() []byte {
 	var b strings.Builder
 	steps := svgTop + svgRow*len(s.Steps)
@@ -83,8 +83,8 @@ func (s Story) SVG() []byte {
 	return []byte(b.String())
 }
 
-// gridStep returns a round time, 1, 2 or 5 of a power of ten, that goes into the
-// whole four to ten times.
+// gridStep returns a round time for the distance of grid lines: 1, 2 or 5 times a power
+// of ten, so that the whole has four to ten of them.
 func gridStep(whole time.Duration) time.Duration {
 	power := time.Duration(math.Pow(10, math.Floor(math.Log10(float64(whole)/4))))
 	for _, n := range []time.Duration{5, 2} {
@@ -99,7 +99,7 @@ func text(b *strings.Builder, x, y float64, anchor, class, s string) {
 	fmt.Fprintf(b, `<text class="%s" x="%.1f" y="%.1f" text-anchor="%s">%s</text>`+"\n", class, x, y, anchor, escape(s))
 }
 
-// escape makes text harmless in XML: what is not printable is no character there.
+// escape quotes text for XML, which has no unprintable characters.
 func escape(s string) string {
 	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;").Replace(terminal.Clean(s))
 }

@@ -12,21 +12,21 @@ import (
 	"oci-mainpid-hook/internal/manager"
 )
 
-// teller makes the events of a story out of what the cast said.
+// teller makes the events of a story from the messages of the cast.
 type teller struct {
 	Story
 	*cast
-	unit  *manager.Unit // as it is now, nil if systemd does not know it
-	ended time.Duration // when the start was over, 0 if it is not
+	unit  *manager.Unit // as systemd has it now, nil if it does not know the unit
+	ended time.Duration // when the start was over, 0 if it is not over
 	// lastLine is the last message of each process.
 	lastLine map[int]string
 	output   []string
-	// id is the container's, which podman prints when it has started it.
+	// id is the container's ID, which podman prints when it has started the container.
 	id string
-	// exit is PID 1's word on how the main process ended.
+	// exit says how the main process ended, according to PID 1.
 	exit *exit
-	// stopping, over and broken are when systemd began to stop the unit, said that
-	// it ended with success, and that it failed; 0 for never.
+	// stopping, over and broken are the times at which systemd began to stop the unit,
+	// said that it ended with success, and said that it failed. 0 is never.
 	stopping, over, broken time.Duration
 }
 
@@ -37,7 +37,7 @@ type exit struct {
 	status string // a number, or the number and name of a signal
 }
 
-// tell tells all of the story.
+// tell makes the whole story.
 func (t *teller) tell(entries []journal.Entry) {
 	t.lastLine = map[int]string{}
 	for _, e := range entries {
@@ -64,7 +64,7 @@ func (t *teller) sort() {
 	slices.SortStableFunc(t.Events, func(a, b Event) int { return int(a.At - b.At) })
 }
 
-// manager tells what PID 1 said.
+// manager adds the event of a message of PID 1's.
 func (t *teller) manager(e journal.Entry, at time.Duration) {
 	ev := Event{At: at, Source: systemPID1, Text: t.named(words(t.name, systemPID1, e.Message))}
 	if !ev.applyRule(e, t.Cgroup != "") {
@@ -80,7 +80,7 @@ var mainExited = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`^\S+: Main process exited, code=(exited|killed|dumped), status=(\d+(/\S+)?)`)
 })
 
-// milestone notes what PID 1 said of the unit's state.
+// milestone notes what a message of PID 1's says about the unit's state.
 func (t *teller) milestone(e journal.Entry, at time.Duration) {
 	switch e.Fields["MESSAGE_ID"] {
 	case msgStarted:
@@ -108,7 +108,7 @@ func (t *teller) milestone(e journal.Entry, at time.Duration) {
 
 var sender = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`from PID (\d+)`) })
 
-// named adds the command's name to a PID from which PID 1 had a message.
+// named adds a command's name to its PID in a text of PID 1's about notifications.
 func (t *teller) named(text string) string {
 	m := sender().FindStringSubmatchIndex(text)
 	if m == nil {
@@ -124,7 +124,7 @@ func (t *teller) named(text string) string {
 	return text
 }
 
-// process tells what a process of the unit said.
+// process adds the event of a message of a process of the unit's.
 func (t *teller) process(e journal.Entry, at time.Duration) {
 	f := e.Fields
 	ev := Event{At: at, Source: t.sourceOf(e)}
@@ -144,7 +144,7 @@ func (t *teller) process(e journal.Entry, at time.Duration) {
 	}
 }
 
-// words leaves out of a message what the columns before it say.
+// words removes from a message the unit and source that the columns before it show.
 func words(name, source, text string) string {
 	text = strings.TrimPrefix(text, source+": ")
 	text = strings.TrimPrefix(text, name+": ")
@@ -153,7 +153,8 @@ func words(name, source, text string) string {
 
 var longID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[0-9a-f]{64}`) })
 
-// dependency tells which unit did not start, where that kept this one from it.
+// dependency adds the event of the failed unit because of which this unit did not
+// start.
 func (t *teller) dependency(entries []journal.Entry) {
 	i := slices.IndexFunc(t.Events, func(e Event) bool {
 		return e.Source == systemPID1 && strings.HasPrefix(e.Text, "Dependency failed for ")
@@ -173,7 +174,8 @@ func (t *teller) dependency(entries []journal.Entry) {
 		if !e.FromManager() || f["MESSAGE_ID"] != msgNotStart || f["JOB_RESULT"] != "failed" || f["UNIT"] == t.name || e.Monotonic > t.start.zero+t.Events[i].At {
 			continue
 		}
-		// One that this unit requires, else the last: one that those require.
+		// Prefer a unit that this unit requires. Else take the last one, which a
+		// required unit requires.
 		if failed == nil || slices.Contains(required, f["UNIT"]) || !slices.Contains(required, failed.Fields["UNIT"]) {
 			failed = &e
 		}
@@ -190,7 +192,7 @@ func (t *teller) dependency(entries []journal.Entry) {
 	t.Events = append([]Event{{Source: systemPID1, Text: failed.Message, Verdict: Failed}}, t.Events...)
 }
 
-// end finds when the start was over and bounds what was open.
+// end finds when the start was over, and ends the steps that were still open.
 func (t *teller) end() {
 	if u := t.current; u != nil && t.ended == 0 {
 		switch {
@@ -211,7 +213,7 @@ func (t *teller) end() {
 			s.To = max(t.Took, s.From)
 		}
 	}
-	// What systemd says itself needs no telling from its state.
+	// If systemd logged it, it need not be derived from systemd's state.
 	said := slices.ContainsFunc(t.Events, func(e Event) bool { return e.Verdict == Took && !e.Derived })
 	t.Events = slices.DeleteFunc(t.Events, func(e Event) bool { return said && e.Verdict == Took && e.Derived })
 	slices.SortStableFunc(t.Steps, func(a, b Step) int { return int(a.From - b.From) })

@@ -53,7 +53,7 @@ func (s Story) Write(o *terminal.Output) {
 
 func (s Story) warn(o *terminal.Output, text string) { paragraph(o, terminal.Warn, clip(text)) }
 
-// ending says what the unit does now, why, and what the container wrote last.
+// ending writes what the unit does now, why, and the container's last lines.
 func (s Story) ending(o *terminal.Output) {
 	if s.Now != "" {
 		o.Printf("\n")
@@ -153,8 +153,7 @@ func firstLines(lines []string) []string {
 	return lines
 }
 
-// looksLikeVerdict reports whether a text, which somebody else wrote, begins like
-// one of those that have a verdict.
+// looksLikeVerdict reports whether a user's text begins like a line with a verdict.
 func looksLikeVerdict(text string) bool {
 	for verdict := range styles {
 		if strings.HasPrefix(text, string(verdict)+": ") {
@@ -164,7 +163,7 @@ func looksLikeVerdict(text string) bool {
 	return false
 }
 
-// timeline draws the steps, one a line.
+// timeline draws the steps, one in each line.
 func (s Story) timeline(o *terminal.Output) {
 	column := 0
 	for _, step := range s.Steps {
@@ -201,12 +200,12 @@ func (s Step) took() string {
 	return duration(s.To - s.From)
 }
 
-// position is where a point in time is on a line of that many columns.
+// position returns the column of a point in time, on a line that stands for whole.
 func position(at, whole time.Duration, width int) int {
 	return max(0, min(width, int((at*time.Duration(width)+whole/2)/whole)))
 }
 
-// clip bounds text of others, and cleans it.
+// clip bounds and cleans a user's text.
 func clip(text string) string { return terminal.Clean(fmt.Sprintf("%.*s", maxText, text)) }
 
 func paragraph(o *terminal.Output, style terminal.Style, text string) {
@@ -215,7 +214,7 @@ func paragraph(o *terminal.Output, style terminal.Style, text string) {
 	}
 }
 
-// duration is short and has no more digits than anybody wants.
+// duration returns a duration in a few digits.
 func duration(d time.Duration) string {
 	switch {
 	case d < 50*time.Microsecond:

@@ -9,7 +9,7 @@ import (
 	"oci-mainpid-hook/internal/message"
 )
 
-// containerEnd tells how the container ended, if it did so by itself.
+// containerEnd adds an event for a container that ended by itself.
 func (t *teller) containerEnd() {
 	if t.exit == nil || t.id == "" && t.Outcome != Started {
 		// With Cgroup=user systemd does not watch conmon before the start is over.
@@ -37,8 +37,8 @@ func (t *teller) containerEnd() {
 	t.Events = append(t.Events, ev)
 }
 
-// hookMissing tells that podman started the container, and that no hook told its
-// conmon's PID.
+// hookMissing adds an event if podman started the container, but no hook delivered the
+// PID of its conmon.
 func (t *teller) hookMissing() {
 	noPID := slices.IndexFunc(t.Events, func(e Event) bool { return e.Source == message.NotifyMainPID && e.rank == rankNoPID })
 	hook := slices.ContainsFunc(t.Events, func(e Event) bool { return e.Source == message.Hook && e.Verdict == Failed })
@@ -62,7 +62,7 @@ func (t *teller) waitsForRestart() bool {
 	return t.unit != nil && strings.HasPrefix(t.unit.SubState, "auto-restart")
 }
 
-// now tells what the unit is doing, if it is not active.
+// now sets Now: what the unit is doing, if it is not active.
 func (t *teller) now() {
 	u := t.unit
 	switch {
@@ -91,10 +91,10 @@ func (t *teller) now() {
 	}
 }
 
-// reason finds what best says why it failed: the word of the one who knows most.
+// reason sets Reason and Remedy from the event that is closest to the cause.
 func (t *teller) reason() {
 	failed := t.Outcome == StartFailed
-	late := 0 // of the events, the first that is not of the start
+	late := 0 // index of the first event after the start
 	if t.Outcome == Started {
 		failed = !t.isUp() && (t.broken > t.Took || t.waitsForRestart() || t.unit != nil && t.unit.ActiveState == "failed")
 		for failed && late < len(t.Events) && t.Events[late].At <= t.Took {
@@ -133,9 +133,9 @@ func (t *teller) logsToJournal() bool {
 	return driver == "journald"
 }
 
-// blame returns the event that is closest to the cause of a failure, -1 for none.
-// Where nothing failed, what systemd refused is worth a word unless it took a main
-// PID as well.
+// blame returns the index of the event that is closest to the cause of a failure, or -1.
+// If nothing failed, it returns a message that systemd refused, unless systemd also
+// took a main PID.
 func blame(events []Event, failed bool) (best int) {
 	best = -1
 	for i, e := range events {
@@ -144,7 +144,7 @@ func blame(events []Event, failed bool) (best int) {
 			return -1
 		case e.rank == 0:
 		case e.Verdict == Refused, failed && e.Verdict == Failed:
-			// Of equals, the first: what follows is mostly its consequence.
+			// Of equal ranks the first counts: later ones are mostly its consequences.
 			if best < 0 || e.rank > events[best].rank {
 				best = i
 			}

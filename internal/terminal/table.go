@@ -11,13 +11,13 @@ type Column struct {
 	Least int
 }
 
-// Cell is a clean piece of text in a style.
+// Cell is a piece of clean text in a style.
 type Cell struct {
 	Text  string
 	Style Style
 }
 
-// Table is written in as many columns as its Output has.
+// Table is a table that fits the width of its Output.
 type Table struct {
 	Columns []Column
 	rows    []row
@@ -31,13 +31,13 @@ type row struct {
 // Add adds a row.
 func (t *Table) Add(cells ...Cell) { t.rows = append(t.rows, row{cells: cells}) }
 
-// Note adds a line, or as many as it needs, below the last row.
+// Note adds a text below the last row, in as many lines as it needs.
 func (t *Table) Note(c Cell) { t.rows = append(t.rows, row{note: &c}) }
 
 const separator = " "
 
-// Write writes the table. Where it is too wide, the columns that may be cut
-// give way, the widest first.
+// Write writes the table. If it is too wide, columns that may be cut get narrower, the
+// widest first.
 func (t *Table) Write(o *Output) {
 	widths := make([]int, len(t.Columns))
 	for i, c := range t.Columns {

@@ -1,6 +1,5 @@
-// Package terminal writes for people: tables and lines that fit a terminal's
-// width, and colour where it is wanted. Text that somebody else wrote must be
-// clean, see package printable.
+// Package terminal writes for people: tables and lines that fit a terminal's width,
+// and colours. Text of a user's must be cleaned first, see package printable.
 package terminal
 
 import (
@@ -15,13 +14,13 @@ import (
 	"oci-mainpid-hook/internal/printable"
 )
 
-// defaultWidth is the width of output that goes to no terminal.
+// defaultWidth is the width, in columns, of output that goes to no terminal.
 const defaultWidth = 80
 
 // Style is how a piece of text stands out.
 type Style int
 
-// The styles. Words say what a style means, too: colour is never the only
+// The styles. A word must say the same as the style: colour is never the only
 // difference.
 const (
 	Plain Style = iota
@@ -40,17 +39,17 @@ type Output struct {
 	io.Writer
 	// Width is the number of columns.
 	Width int
-	// Terminal says that a person is watching.
+	// Terminal says that the output goes to a terminal.
 	Terminal bool
-	// Colour says that Paint does something.
+	// Colour says that Paint adds colours.
 	Colour bool
 	// Unicode says that the reader can show more than ASCII.
 	Unicode bool
 }
 
-// New returns an Output for w. Where that is a terminal it has the terminal's
-// width, and colour unless NO_COLOR (https://no-color.org) is set or TERM is
-// dumb; anything else is 80 columns wide and plain.
+// New returns an Output for w. If w is a terminal, the Output has the terminal's width.
+// It has colours unless NO_COLOR (https://no-color.org) is set or TERM is dumb. For
+// anything else it is 80 columns wide, without colours.
 func New(w io.Writer) *Output {
 	o := &Output{Writer: w, Width: defaultWidth, Unicode: unicodeLocale(os.Getenv)}
 	f, ok := w.(*os.File)
@@ -66,8 +65,8 @@ func New(w io.Writer) *Output {
 	return o
 }
 
-// Resize asks the terminal for its width again, which may change at any time
-// (SIGWINCH).
+// Resize asks the terminal for its width again. The width may change at any time,
+// which SIGWINCH tells.
 func (o *Output) Resize() {
 	if f, ok := o.Writer.(*os.File); ok && o.Terminal {
 		if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 {
@@ -95,16 +94,15 @@ func (o *Output) Paint(s Style, text string) string {
 	return "\x1b[" + code + "m" + text + "\x1b[m"
 }
 
-// Printf writes text that is clean already.
+// Printf writes text that must be clean.
 func (o *Output) Printf(format string, args ...any) { fmt.Fprintf(o.Writer, format, args...) }
 
-// Clean is printable.Clean: text that somebody else wrote goes through it before
-// it is shown.
+// Clean is printable.Clean. Text of a user's must go through it before it is shown.
 func Clean(text string) string { return printable.Clean(text) }
 
-// columns returns how many columns of a terminal a rune of clean text takes: 2 if
-// it is wide, as Chinese characters and emoji are, else 1. Runes that take none,
-// or join with others, are not in clean text.
+// columns returns how many columns of a terminal a rune of clean text takes: 2 for a
+// wide rune, such as a Chinese character or an emoji, else 1. Clean text has no runes
+// that take no column or join with others.
 func columns(r rune) int {
 	switch width.LookupRune(r).Kind() {
 	case width.EastAsianWide, width.EastAsianFullwidth:
@@ -122,7 +120,8 @@ func Columns(text string) int {
 	return n
 }
 
-// head returns the bytes of the longest beginning of text that fits.
+// head returns how many bytes the longest beginning of text has that takes at most so
+// many columns.
 func head(text string, most int) int {
 	for i, r := range text {
 		if most -= columns(r); most < 0 {
@@ -132,7 +131,7 @@ func head(text string, most int) int {
 	return len(text)
 }
 
-// Fit returns clean text in at most so many columns, with a ~ where it is cut.
+// Fit returns clean text in at most so many columns. If it is cut, it ends with a ~.
 func Fit(text string, most int) string {
 	if Columns(text) <= most {
 		return text
@@ -149,14 +148,14 @@ func Pad(text string, exactly int) string {
 	return text + strings.Repeat(" ", max(exactly-Columns(text), 0))
 }
 
-// PadLeft is Pad for numbers.
+// PadLeft is Pad with the text at the right, for numbers.
 func PadLeft(text string, exactly int) string {
 	text = Fit(text, exactly)
 	return strings.Repeat(" ", max(exactly-Columns(text), 0)) + text
 }
 
-// Wrap breaks clean text into lines of at most so many columns, between words
-// where there are several.
+// Wrap breaks clean text into lines of at most so many columns, between words if it
+// can.
 func Wrap(text string, most int) []string {
 	var lines []string
 	line := strings.TrimSpace(text)
@@ -174,8 +173,7 @@ func Wrap(text string, most int) []string {
 	return append(lines, line)
 }
 
-// Quote returns a word as a POSIX shell reads it back, for commands that are
-// shown to be typed.
+// Quote quotes a word for a POSIX shell, for commands that are shown to be typed.
 func Quote(word string) string {
 	plain := word != ""
 	for i := 0; i < len(word); i++ {

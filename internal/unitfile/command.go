@@ -17,8 +17,8 @@ type Command struct {
 	Args []Word
 }
 
-// ParseCommands returns the commands of a line. It fails for a line with
-// unbalanced quotes or an invalid escape sequence, which systemd refuses too.
+// ParseCommands returns the commands of a line. Like systemd, it fails for a line with
+// unbalanced quotes or an invalid escape sequence.
 func ParseCommands(line string) ([]Command, error) {
 	commands := make([]Command, 0, 1)
 	words := make([]Word, 0, 1+strings.Count(line, " "))
@@ -59,8 +59,8 @@ func ParseCommands(line string) ([]Command, error) {
 	}
 }
 
-// nextArgument is NextWord, but reads an escaped semicolon as a plain word: only
-// an unescaped one separates two commands.
+// nextArgument is NextWord, but reads an escaped semicolon as a plain word. Only an
+// unescaped semicolon separates two commands.
 func nextArgument(line string, from int) (w Word, ok bool, err error) {
 	start := len(line) - len(strings.TrimLeft(line[from:], whitespace))
 	if rest, ok := strings.CutPrefix(line[start:], `\;`); ok && (rest == "" || strings.IndexByte(whitespace, rest[0]) >= 0) {
@@ -86,7 +86,7 @@ func (c *Command) Arguments() []Word {
 	return c.Args
 }
 
-// End returns the offset behind the last word of the command.
+// End returns the offset of the byte after the last word of the command.
 func (c *Command) End() int {
 	if len(c.Args) > 0 {
 		return c.Args[len(c.Args)-1].End

@@ -18,8 +18,8 @@ import (
 	"oci-mainpid-hook/internal/regular"
 )
 
-// MaxSize bounds, in bytes, what is read of one unit file. systemd itself refuses a
-// line of 1 MiB; no unit file that a person wrote comes near it.
+// MaxSize is how many bytes a unit file may have. systemd itself refuses a line of
+// 1 MiB, and no unit file that a person wrote comes near that.
 const MaxSize = 1 << 20
 
 var (
@@ -35,13 +35,13 @@ type Assignment struct {
 	Section, Key, Value string
 }
 
-// File is the text of a unit file with its drop-ins, in the order in which
-// systemd applies it. It does not know what the keys mean.
+// File has the assignments of a unit file and its drop-ins, in the order in which
+// systemd applies them. It does not know what the keys mean.
 type File struct {
-	// Path is where it was read, empty for one that never was a file.
+	// Path is the path of the unit file. It is empty for a File that Parse made.
 	Path        string
 	Assignments []Assignment
-	// Sections are the names of its sections, each once.
+	// Sections are the names of all sections, each once.
 	Sections []string
 }
 
@@ -60,8 +60,8 @@ func Load(path string) (*File, error) {
 	return u, nil
 }
 
-// Read returns the text of a unit file. The error is ErrTooLarge for one of more
-// than MaxSize bytes, or one of package regular.
+// Read returns the text of a unit file. The error is ErrTooLarge for a file of more
+// than MaxSize bytes, or an error of package regular.
 func Read(path string) ([]byte, error) {
 	data, err := regular.Read(path, MaxSize)
 	if errors.Is(err, regular.ErrTooLarge) {
@@ -76,20 +76,20 @@ func IsNull(info os.FileInfo) bool {
 	return ok && info.Mode()&os.ModeCharDevice != 0 && st.Rdev == unix.Mkdev(1, 3)
 }
 
-// Parse reads a unit file as systemd.syntax(7) describes the format. Like
-// systemd it ignores lines that are neither a section, an assignment nor a
-// comment; unlike systemd it says ErrNotUnit where there is nothing but those.
+// Parse reads the text of a unit file, systemd.syntax(7). Like systemd, it ignores
+// lines that are neither a section, an assignment nor a comment. Unlike systemd, it
+// fails with ErrNotUnit if all lines are such lines.
 //
-// The parser of go-systemd is not used: it refuses lines of more than 2048
-// bytes, takes a comment between continuation lines for part of the value, and
-// continues comments that end with a backslash. systemd does none of this.
+// go-systemd's parser is not used. It refuses lines of more than 2048 bytes, takes a
+// comment between continuation lines as part of the value, and continues comments
+// that end with a backslash. systemd does none of this.
 func Parse(data []byte) (*File, error) {
 	if bytes.IndexByte(data, 0) >= 0 {
 		return nil, ErrNotUnit
 	}
 	u := &File{Assignments: make([]Assignment, 0, bytes.Count(data, []byte("=")))}
 	section := ""
-	var pending []string // the lines before one, that it continues
+	var pending []string // earlier lines that the present line continues
 	sawLine := false
 	text := strings.TrimPrefix(string(data), "\ufeff")
 	for len(text) > 0 {
@@ -102,8 +102,8 @@ func Parse(data []byte) (*File, error) {
 			}
 			line = ""
 		}
-		// An odd number of backslashes continues the line; systemd puts a
-		// space where the last one was.
+		// After an odd number of backslashes the next line continues this one.
+		// systemd replaces the last backslash by a space.
 		if backslashes := len(line) - len(strings.TrimRight(line, `\`)); backslashes%2 == 1 {
 			line = line[:len(line)-1] + " "
 			if text != "" {
@@ -144,8 +144,8 @@ func Parse(data []byte) (*File, error) {
 	return u, nil
 }
 
-// cutLine cuts text behind its first line, as systemd does: a carriage return ends
-// a line like a newline, and the two together in either order are one line's end.
+// cutLine splits text after its first line. As for systemd, a newline ends a line, and
+// so does a carriage return. The two together, in either order, end one line.
 func cutLine(text string) (line, rest string) {
 	i := strings.IndexAny(text, "\n\r")
 	if i < 0 {
@@ -169,14 +169,14 @@ func Clip(value string) string {
 	return value
 }
 
-// AddSection adds an empty section, unless there is one of that name.
+// AddSection adds an empty section, unless the file has the section already.
 func (f *File) AddSection(name string) {
 	if !f.Has(name) {
 		f.Sections = append(f.Sections, name)
 	}
 }
 
-// Has reports whether the unit has a section of that name, be it empty.
+// Has reports whether the file has a section of that name, empty or not.
 func (f *File) Has(section string) bool {
 	for _, s := range f.Sections {
 		if s == section {
@@ -186,7 +186,7 @@ func (f *File) Has(section string) bool {
 	return false
 }
 
-// Merge applies a drop-in: its assignments count after those of f.
+// Merge adds a drop-in: its assignments come after those of f.
 func (f *File) Merge(dropin *File) {
 	for _, s := range dropin.Sections {
 		f.AddSection(s)
@@ -194,8 +194,8 @@ func (f *File) Merge(dropin *File) {
 	f.Assignments = append(f.Assignments, dropin.Assignments...)
 }
 
-// Get returns what counts of a key that holds one value: the last assignment.
-// It is empty where there is none or the last one is a reset.
+// Get returns the value of a key that has one value: its last assignment. It is empty
+// if there is no assignment, or if the last one resets the key.
 func (f *File) Get(section, key string) string {
 	for i := len(f.Assignments) - 1; i >= 0; i-- {
 		if a := &f.Assignments[i]; a.Key == key && a.Section == section {
@@ -205,8 +205,8 @@ func (f *File) Get(section, key string) string {
 	return ""
 }
 
-// List returns what counts of a key that collects values: every assignment
-// since the last reset.
+// List returns the values of a key that collects values: all assignments since the
+// last reset.
 func (f *File) List(section, key string) []string {
 	var values []string
 	for i := range f.Assignments {
@@ -223,10 +223,10 @@ func (f *File) List(section, key string) []string {
 	return values
 }
 
-// LoadWithDropins reads the unit file at path and the files *.conf of the given
-// directories on top of it, sorted by file name; of two with one name, that of
-// the earlier directory counts. Files called except are left out. A directory
-// that does not exist is no error.
+// LoadWithDropins reads the unit file at path, then its drop-ins: the files *.conf in
+// the given directories, sorted by name. Of two files with the same name, the one in
+// the earlier directory counts. Files with the name except are left out. A missing
+// directory is no error.
 func LoadWithDropins(path string, dirs []string, except string) (*File, error) {
 	u, err := Load(path)
 	if err != nil {

@@ -8,8 +8,7 @@ import (
 // unitNameMax is UNIT_NAME_MAX, systemd.unit(5).
 const unitNameMax = 255
 
-// CheckServiceName fails for what systemd.unit(5) does not take for the name of
-// a service.
+// CheckServiceName fails if systemd takes no service of that name, systemd.unit(5).
 func CheckServiceName(name string) error {
 	stem, ok := strings.CutSuffix(name, ".service")
 	if !ok {
@@ -26,11 +25,11 @@ func CheckServiceName(name string) error {
 	return nil
 }
 
-// IsTemplate reports whether name is that of a template: web@.service.
+// IsTemplate reports whether name is the name of a template, such as web@.service.
 func IsTemplate(name string) bool { return strings.HasSuffix(Stem(name), "@") }
 
-// TemplateOf returns the template's name of an instance, web@.service of
-// web@a.service, and the name itself of any other unit.
+// TemplateOf returns the name of an instance's template: web@.service for
+// web@a.service. For any other unit it returns name.
 func TemplateOf(name string) string {
 	base, _, ok := strings.Cut(Stem(name), "@")
 	if !ok {
@@ -39,7 +38,7 @@ func TemplateOf(name string) string {
 	return base + "@" + name[len(Stem(name)):]
 }
 
-// Stem returns the name without its type, web of web.service.
+// Stem returns the name without its type: web for web.service.
 func Stem(name string) string {
 	if i := strings.LastIndexByte(name, '.'); i >= 0 {
 		return name[:i]
@@ -47,9 +46,8 @@ func Stem(name string) string {
 	return name
 }
 
-// IsPrefix reports whether the directory of the unit's drop-ins would count for
-// other units too: those of web-.service.d apply to every web-*.service, see
-// systemd.unit(5).
+// IsPrefix reports whether systemd would apply the unit's drop-ins to other units,
+// too: it applies web-.service.d to every web-*.service, systemd.unit(5).
 func IsPrefix(name string) bool {
 	prefix, _, _ := strings.Cut(Stem(name), "@")
 	return strings.HasSuffix(prefix, "-")

@@ -31,7 +31,7 @@ func NextWord(line string, from int) (w Word, ok bool, err error) {
 		return Word{}, false, nil
 	}
 	w.Start = i
-	// Most words are written as they are meant.
+	// Most words have no quotes and no escapes.
 	n := strings.IndexAny(line[i:], whitespace+"\\\"'")
 	if n < 0 {
 		n = len(line) - i
@@ -100,7 +100,7 @@ func unescape(s string) (text string, n int, err error) {
 	if i := strings.IndexByte(from, s[1]); i >= 0 {
 		return to[i : i+1], 2, nil
 	}
-	// The number's digits start at s[first], it has digits of them.
+	// The number starts at s[first] and has so many digits.
 	first, digits, base, byteSized := 2, 0, 16, false
 	switch {
 	case s[1] == 'x':
@@ -131,14 +131,14 @@ func unescape(s string) (text string, n int, err error) {
 	return string(rune(v)), first + digits, nil
 }
 
-// QuoteWord writes text as one word of a line of which specifiers are expanded,
-// such as a value of Environment=: what NextWord reads, with % doubled.
+// QuoteWord quotes text as one word of a setting in which systemd expands specifiers,
+// such as Environment=.
 func QuoteWord(text string) string {
 	return Quote(strings.ReplaceAll(text, "%", "%%"))
 }
 
-// QuoteArgument writes text as one argument of an Exec*= line, where $ names a
-// variable as well.
+// QuoteArgument quotes text as one argument in a line such as ExecStart=, in which
+// systemd expands specifiers and variables.
 func QuoteArgument(text string) string {
 	text = strings.ReplaceAll(text, "$", "$$")
 	q := QuoteWord(text)
@@ -148,7 +148,7 @@ func QuoteArgument(text string) string {
 	return q
 }
 
-// Quote writes text as NextWord reads it back.
+// Quote quotes text as one word, so that NextWord returns text.
 func Quote(text string) string {
 	if text != "" && !strings.ContainsFunc(text, needsQuoting) {
 		return text
@@ -182,8 +182,8 @@ func needsQuoting(r rune) bool {
 	return r <= ' ' || r == 0x7f || r == '\\' || r == '"' || r == '\'' || r == utf8.RuneError
 }
 
-// QuoteOpenFile writes a path as the first field of OpenFile=, which knows
-// C-style escapes but neither quotes nor specifiers, and ends at a colon.
+// QuoteOpenFile quotes a path as the first field of OpenFile=. That field ends at a
+// colon and has C-style escapes, but neither quotes nor specifiers.
 func QuoteOpenFile(path string) string {
 	var b strings.Builder
 	for i := 0; i < len(path); i++ {

@@ -109,6 +109,7 @@ func TestPackages(t *testing.T) {
 				}
 			}
 		}
+		m.subtest("pages", pagesOfPackage)
 		m.subtest("lintian", lintian)
 		m.subtest("rpmlint", rpmlint)
 	})
@@ -163,7 +164,12 @@ func (p packager) test(m machine) {
 	}
 	described, dropin := n.property("SourcePath"), path.Join(unitDir, hand.name+".d", "50-oci-mainpid.conf")
 	out := m.shell("{ " + p.remove + "; } 2>&1")
-	for _, want := range []string{"starts as root", described, "fail without this package", dropin} {
+	for _, want := range []string{
+		"the units of these Quadlet files fail to start, and none runs as root:",
+		fmt.Sprintf("%s: to remove its unit, type: rm '%[1]s'", described),
+		"the units of these drop-ins fail to start, and none runs as root:",
+		fmt.Sprintf("%s: to keep %s from being started, type: systemctl disable '%[2]s'", dropin, hand.name),
+	} {
 		if !strings.Contains(out, want) {
 			m.t.Errorf("the removal does not say %q: %s", want, out)
 		}
@@ -184,9 +190,8 @@ func (p packager) test(m machine) {
 			m.t.Errorf("the manager of %s still refuses to be stopped", c.user.name)
 		}
 	}
-	if u.try("test", "-e", u.runtimeDir()).status == 0 {
-		m.t.Errorf("%s is left", u.runtimeDir())
-	}
+	// systemd stops user-runtime-dir@UID.service once the manager has stopped.
+	m.await(u.runtimeDir()+" is removed", soon, func() bool { return m.try("test", "-e", u.runtimeDir()).status != 0 })
 	// The hand-written unit keeps its drop-in, with which it fails.
 	hand.startFails()
 	m.run("rm", "-r", path.Join(unitDir, hand.name), path.Dir(dropin))
@@ -235,6 +240,47 @@ func (m machine) assertStoppedTogether(units []unit) {
 	first, _, stopped := strings.Cut(said, "\nStopped ")
 	if begun := strings.Count(first, "\nStopping "); !stopped || begun != len(units) {
 		m.t.Errorf("%d of %d units were being stopped when the first had stopped:\n%s", begun, len(units), said)
+	}
+}
+
+// pagesOfPackage: README, Troubleshooting and the guides are in the package, and
+// each link between pages leads to a file of the package.
+func pagesOfPackage(m machine) {
+	const unpacked = "/srv/unpacked"
+	m.run("dpkg-deb", "--extract", packageDir+"/"+newerVersion+".deb", unpacked)
+	dir := filepath.Join(m.box.Root(), unpacked, "usr/share/doc/oci-mainpid-hook")
+	for _, page := range []string{"README.md", "docs/troubleshooting.md", "docs/rootful-to-rootless.md", "docs/selinux-apparmor.md"} {
+		if _, err := os.Stat(filepath.Join(dir, page)); err != nil {
+			m.t.Errorf("not in the package: %v", err)
+		}
+	}
+	var pages []string
+	for _, pattern := range []string{"*.md", "docs/*.md"} {
+		found, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		pages = append(pages, found...)
+	}
+	links := 0
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		for _, link := range regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`).FindAllStringSubmatch(string(text), -1) {
+			links++
+			if _, err := os.Stat(filepath.Join(filepath.Dir(page), link[1])); err != nil {
+				m.t.Errorf("%s has a link to %s, which is not in the package", filepath.Base(page), link[1])
+			}
+		}
+	}
+	m.t.Logf("%d pages with %d links", len(pages), links)
+	listed := m.shell("rpm --query --list --package " + packageDir + "/" + newerVersion + ".rpm")
+	for _, page := range pages {
+		if name := strings.TrimPrefix(page, filepath.Join(m.box.Root(), unpacked)); !strings.Contains(listed, name) {
+			m.t.Errorf("%s is in the .deb and not in the .rpm", name)
+		}
 	}
 }
 

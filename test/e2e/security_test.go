@@ -3,10 +3,60 @@
 package e2e
 
 import (
+	"io/fs"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 )
+
+// TestSecurityPage: each test, group of TestAttack and case that SECURITY.md has in
+// the last column of its table is there.
+func TestSecurityPage(t *testing.T) {
+	text, err := page("SECURITY.md").text()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var source strings.Builder
+	err = filepath.WalkDir(checkout, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		source.Write(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	look := func(row, what, pattern, name string) {
+		found++
+		if !strings.Contains(source.String(), strings.ReplaceAll(pattern, "NAME", name)) {
+			t.Errorf("there is no %s %q: %s", what, name, row)
+		}
+	}
+	for row := range strings.Lines(text) {
+		cells := strings.Split(row, " | ")
+		if len(cells) != 4 {
+			continue
+		}
+		for _, m := range regexp.MustCompile(`\b(Test\w+)(?:/([a-z]+(?: [a-zA-Z]+)*))?`).FindAllStringSubmatch(cells[3], -1) {
+			look(row, "test", "func NAME(t *testing.T)", m[1])
+			if m[2] != "" {
+				look(row, "group of cases", `{"NAME", battle.`, m[2])
+			}
+		}
+		for _, m := range regexp.MustCompile(`\*([^*]+)\*`).FindAllStringSubmatch(cells[3], -1) {
+			look(row, "case", `"NAME`, m[1])
+		}
+	}
+	if found < 100 {
+		t.Errorf("only %d names in the table", found)
+	}
+}
 
 // TestExposure: systemd-analyze security calls no unit worse than it was without
 // the project, when root's podman ran it.

@@ -241,7 +241,7 @@ func TestCheck(t *testing.T) {
 		},
 	}
 	onStacks(t, func(m machine) {
-		// podman's options change, so the drop-in gives ExecStart= again.
+		// podman's options change, so the drop-in replaces ExecStart=.
 		n := m.user().unit(service{mode: "mixed", cgroups: "split"})
 		n.run("usermod", "--shell", "/usr/sbin/nologin", n.user.name)
 		n.start()
