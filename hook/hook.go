@@ -187,7 +187,7 @@ func readState(r io.Reader) (state containerState, err error) {
 }
 
 // errNoPID says that a state is so large that its beginning has no PID.
-var errNoPID = fmt.Errorf("its first %d bytes have no id, status and pid", maxState)
+var errNoPID = errors.New("its first 4 MiB have no id, status and pid")
 
 // parseBeginning takes the container's ID, status and PID from the beginning of a
 // state that goes on. The error is errNoPID if they are not in it.

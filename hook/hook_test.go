@@ -226,7 +226,7 @@ func TestLargeStateOfOurs(t *testing.T) {
 	podman := exec.Command("sh", "-c", `"$0" -test.run='^TestLargeStateOfOurs$'; true`, os.Args[0])
 	podman.Env = append(os.Environ(), "HOOK_BELOW_PODMAN=1", "OCI_MAINPID_FILE=/run/oci-mainpid/web.service/mainpid")
 	out, err := podman.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "hook: container state on standard input: its first 4194304 bytes have no id, status and pid") {
+	if err != nil || !strings.Contains(string(out), "hook: container state on standard input: its first 4 MiB have no id, status and pid") {
 		t.Errorf("%q, %v", out, err)
 	}
 }
