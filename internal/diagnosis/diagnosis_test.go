@@ -472,16 +472,16 @@ func TestLimits(t *testing.T) {
 	const infinity = uint64(1<<64 - 1)
 	unset := manager.Properties{
 		"MemoryMax": infinity, "MemoryHigh": infinity, "MemorySwapMax": infinity, "CPUQuotaPerSecUSec": infinity, "CPUWeight": infinity,
-		"TasksMax": uint64(4915), "IOWeight": infinity, "IPAddressDeny": [][]any{}, "AllowedCPUs": []byte{}, "DeviceAllow": [][]any{},
+		"TasksMax": uint64(4915), "IOWeight": infinity, "IPAddressDeny": [][]any{}, "AllowedCPUs": []byte{}, "DeviceAllow": [][]any{}, "Slice": "system-web.slice",
 	}
 	if got := limitSettings(&manager.Unit{Properties: unset}, 4915); len(got) != 0 {
 		t.Errorf("%q", got)
 	}
 	set := manager.Properties{
 		"MemoryMax": uint64(1), "CPUQuotaPerSecUSec": uint64(500000), "TasksMax": uint64(20),
-		"IPAddressDeny": [][]any{{int32(2), []byte{0, 0, 0, 0}, uint32(0)}}, "AllowedCPUs": []byte{1},
+		"IPAddressDeny": [][]any{{int32(2), []byte{0, 0, 0, 0}, uint32(0)}}, "AllowedCPUs": []byte{1}, "Slice": "web.slice",
 	}
-	want := []string{"MemoryMax=", "CPUQuota=", "TasksMax=", "IPAddressDeny=", "AllowedCPUs="}
+	want := []string{"MemoryMax=", "CPUQuota=", "TasksMax=", "Slice=", "IPAddressDeny=", "AllowedCPUs="}
 	if got := limitSettings(&manager.Unit{Properties: set}, 4915); !slices.Equal(got, want) {
 		t.Errorf("%q", got)
 	}

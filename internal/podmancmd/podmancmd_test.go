@@ -51,6 +51,9 @@ func TestContainersArguments(t *testing.T) {
 	if !ok {
 		t.Fatal("not podman")
 	}
+	if got := strings.Join(p.Arguments(), " "); got != "img app --module x --hooks-dir /y" {
+		t.Errorf("arguments: %q", got)
+	}
 	if dir, ok := p.Global("hooks-dir"); !ok || dir != "/h" {
 		t.Errorf("--hooks-dir: %q, %t", dir, ok)
 	}
