@@ -162,3 +162,24 @@ func TestByHand(t *testing.T) {
 		})
 	})
 }
+
+// TestForgedEnd: a user who makes notify-mainpid believe that the container has ended,
+// by MAINPID in a file of EnvironmentFile= and a PID that no process has, does not have
+// the unit counted as started while the container runs.
+func TestForgedEnd(t *testing.T) {
+	onStacks(t, func(m machine) {
+		u := m.user()
+		u.useHooks() // none, so that nobody else writes
+		u.writeHome("forged", "MAINPID=4194000\n")
+		n := u.unit(service{mode: "mixed", more: "TimeoutStopSec=5\nEnvironmentFile=" + u.home() + "/forged"})
+		n.startPre("+", "echo 4194001 >"+n.mainPIDFile())
+		if r := m.try("systemctl", "start", n.name); r.status == 0 {
+			m.t.Errorf("counted as started: %v", r)
+		}
+		n.assertProperties(map[string]string{"ActiveState": "failed", "Result": "timeout"})
+		// podman keeps the name of a container whose conmon was killed, and says so.
+		if running := n.podman("ps", "--format={{.Names}}"); running != "" {
+			m.t.Errorf("still running: %s", running)
+		}
+	})
+}
