@@ -261,6 +261,7 @@ func (f fight) reuse(n unit, other user, at, reason string, sent bool) {
 			wrong = append(wrong, "systemd took it")
 		}
 	}
+	o.helper.took = 0 // the case held it
 	wrong = append(wrong, o.notRefused(1, reason)...)
 	if !kept {
 		wrong = append(wrong, v.harmed()...)
