@@ -57,7 +57,7 @@ type Converted struct {
 	// Source is the path of the Quadlet file.
 	Source string
 	Unit   *unitfile.File
-	// Err says why systemd could not read the service. Then Unit is empty.
+	// Err says why systemd cannot read the service, or reads it otherwise than Quadlet.
 	Err error
 }
 
@@ -233,6 +233,9 @@ func parseDryRun(out []byte) ([]Converted, error) {
 			s.Unit = &unitfile.File{}
 		}
 		s.Source = s.Unit.Get("Unit", "SourcePath")
+		if s.Err == nil && hasStrayReturn(texts[i]) {
+			s.Err = errStrayReturn
+		}
 	})
 	return services, nil
 }
@@ -243,4 +246,13 @@ func dryRunHeader(line []byte) (name string, ok bool) {
 	}
 	name, ok = strings.CutSuffix(strings.TrimSuffix(string(line[3:]), "\n"), ".service---")
 	return name + ".service", ok && name != ""
+}
+
+// errStrayReturn says that systemd and Quadlet read different lines in a file.
+var errStrayReturn = errors.New("a carriage return inside of a line: for systemd it ends the line, for Quadlet it does not; remove it")
+
+// hasStrayReturn reports whether a carriage return ends a line without a newline
+// behind it.
+func hasStrayReturn(text []byte) bool {
+	return bytes.Count(text, []byte("\r")) > bytes.Count(text, []byte("\r\n"))
 }

@@ -163,6 +163,7 @@ func (p *Planner) add(plan *Plan, members map[string]*member, foreign map[string
 		if err := checkServiceName(m.Name); err != nil {
 			// systemd would apply the refusing drop-in to other units, too.
 			plan.Errors = append(plan.Errors, fmt.Sprintf("%s: %v", m.Source, err))
+			plan.Masked = append(plan.Masked, m.Name)
 			continue
 		}
 		plan.Decisions = append(plan.Decisions, m.decision)

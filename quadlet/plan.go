@@ -57,6 +57,9 @@ type Plan struct {
 	// Decisions are sorted by service. There is none for a Quadlet file whose
 	// service the administrator has replaced by a unit file.
 	Decisions []*Decision
+	// Masked are the services that must not start and can have no drop-in of their
+	// own, see unitfile.IsPrefix.
+	Masked []string
 	// Warnings and Errors are about files without a decision.
 	Warnings, Errors []string
 }

@@ -63,7 +63,10 @@ func converted(t *testing.T, dir string, files map[string]string) []Converted {
 		}
 		path := filepath.Join(dir, name)
 		c := Converted{Source: path}
-		c.Unit, c.Err = unitfile.Parse([]byte(text + "\n[Service]\n" + exec + "[Unit]\nSourcePath=" + path + "\n"))
+		text += "\n[Service]\n" + exec + "[Unit]\nSourcePath=" + path + "\n"
+		if c.Unit, c.Err = unitfile.Parse([]byte(text)); c.Err == nil && hasStrayReturn([]byte(text)) {
+			c.Err = errStrayReturn
+		}
 		if c.Err != nil {
 			c.Unit = &unitfile.File{}
 		}
@@ -179,7 +182,9 @@ func TestPlan(t *testing.T) {
 		{"misspelt key", map[string]string{"a.container": "[Container]\n[Service]\nuser=web\n"}, map[string]string{"a.service": "error: user= in [Service] is no key of systemd's; write User=web"}, nil},
 		{"text behind a section", map[string]string{"a.container": "[Container]\n[X-MainPID] # User=alice\n", "b.container": "[Container]\n" + asWeb},
 			map[string]string{"a.service": "error: not a unit file", "b.service": "web mixed"}, nil},
-		{"a carriage return", map[string]string{"a.container": "[Container]\n[Service]\nRestart=no\rUser=web\n"}, map[string]string{"a.service": "web mixed"}, nil},
+		{"a carriage return", map[string]string{"a.container": "[Container]\n[Service]\nRestart=no\rUser=web\n"}, map[string]string{"a.service": "error: a carriage return inside of a line"}, nil},
+		{"a carriage return behind the user", map[string]string{"a.container": "[Container]\n" + asWeb + "# x\rUser=root\n"}, map[string]string{"a.service": "error: a carriage return inside of a line"}, nil},
+		{"lines that end with both", map[string]string{"a.container": "[Container]\r\n[Service]\r\nUser=web\r\n"}, map[string]string{"a.service": "web mixed"}, nil},
 
 		{"unknown user", map[string]string{"a.container": "[Container]\n[Service]\nUser=nobodyhere\n"}, map[string]string{"a.service": `error: user "nobodyhere" does not exist`}, nil},
 		{"a user without subordinate IDs", map[string]string{"a.container": "[Container]\n[Service]\nUser=bare\n"}, map[string]string{"a.service": "usermod --add-subuids 231072-296607 --add-subgids 231072-296607 bare"}, nil},
@@ -216,6 +221,9 @@ func TestPlan(t *testing.T) {
 				if i < len(test.notes) && !strings.Contains(n, test.notes[i]) {
 					t.Errorf("note %q does not say %q", n, test.notes[i])
 				}
+			}
+			if prefix := strings.Contains(test.name, "a prefix of"); prefix != (len(plan.Masked) == 1 && plan.Masked[0] == "db-.service") {
+				t.Errorf("masked: %q", plan.Masked)
 			}
 			refusing, serving := plan.Dropins()
 			users := map[string]bool{}

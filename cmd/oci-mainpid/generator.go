@@ -101,6 +101,11 @@ func logPlan(log logFunc, plan *quadlet.Plan) {
 // writePlan writes the drop-ins into dir, refusing ones first. For each drop-in that
 // cannot be written it masks the unit, by a link in masks.
 func writePlan(log logFunc, plan *quadlet.Plan, dir, masks string) {
+	for _, service := range plan.Masked {
+		if err := mask(service, masks); err != nil {
+			log(message.GeneratorFailed, service, err.Error())
+		}
+	}
 	refusing, serving := plan.Dropins()
 	for _, dropins := range [][]*dropin.Dropin{refusing, serving} {
 		failed := make([]error, len(dropins))
@@ -120,11 +125,14 @@ func writeOrMask(d *dropin.Dropin, dir, masks string) error {
 	if err == nil || manager.IsUserManager(d.Unit) {
 		return err
 	}
-	if maskErr := os.Symlink("/dev/null", filepath.Join(masks, d.Unit)); maskErr != nil {
+	if maskErr := mask(d.Unit, masks); maskErr != nil {
 		return errors.Join(err, maskErr)
 	}
 	return fmt.Errorf("%w; the unit is masked, so that it does not start without its drop-in", err)
 }
+
+// mask keeps a unit from starting, systemd.unit(5).
+func mask(unit, dir string) error { return os.Symlink("/dev/null", filepath.Join(dir, unit)) }
 
 // logFunc takes a line for the administrator about a service, "" for none.
 type logFunc func(kind message.Kind, service, text string)
