@@ -71,7 +71,11 @@ func (c changed) change(text string, before ...func()) {
 func TestChangeWhileRunning(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, runtime := range []string{"crun", "runc"} {
-			for _, mode := range []string{"mixed", "user", "service"} {
+			modes := []string{"mixed", "user", "service"}
+			if runtime == "runc" {
+				modes = modes[:1] // what is left does not depend on the runtime
+			}
+			for _, mode := range modes {
 				m.subtest("another user, Cgroup "+mode+" with "+runtime, func(m machine) {
 					u, other := m.user(), m.user()
 					other.useRuntime(runtime)
@@ -92,6 +96,9 @@ func TestChangeWhileRunning(t *testing.T) {
 						c.t.Errorf("%d containers run after the stop", n)
 					}
 				})
+			}
+			if runtime == "runc" {
+				continue
 			}
 			m.subtest("another name, with "+runtime, func(m machine) {
 				u := m.user()
