@@ -108,9 +108,9 @@ var rules = []rule{
 
 	{byPodman, `cgroup\.procs: Permission denied`, Failed,
 		"the kernel lets nobody move a process between two delegated control groups; podman exec and health checks need Cgroup=mixed", "", 50, nil},
-	{byPodman, `Failed to bind port (\d+) \(Address already in use\)|bind: address already in use`, Failed,
+	{byPodman, `Failed to bind port (\d+) \(Address already in use\)|Listen failed for HOST (TCP|UDP) port \S+: Address already in use|bind: address already in use`, Failed,
 		"another process listens on that port: ss -ltnp shows which. Stop it, or publish another port", "", 66, nil},
-	{byPodman, `Failed to bind port (\d+) \(Permission denied\)|rootlessport .*(bind|listen)|cannot expose privileged port`, Failed,
+	{byPodman, `Failed to bind port (\d+) \(Permission denied\)|Listen failed for HOST (TCP|UDP) port \S+: Permission denied|rootlessport .*(bind|listen)|cannot expose privileged port`, Failed,
 		"users may not bind ports below net.ipv4.ip_unprivileged_port_start, sysctl(8): publish a higher port, or lower that limit", "", 66, nil},
 	{byPodman, `cannot resolve /\S+: lstat|^stat /\S+/\.config: |mkdir /\S+/\.(local|config|cache)\b.*: permission denied`, Failed,
 		"the user's home directory is not there, or is not the user's: oci-mainpid check has the command that makes it", "", 63, nil},

@@ -349,9 +349,11 @@ func TestRemedies(t *testing.T) {
 		"the user's home directory is not there, or": {
 			podman(`Error: creating runtime static files directory "/home/web/.local/share/containers/storage/libpod": mkdir /home/web/.local: permission denied`),
 		},
-		"the user's home directory": {podman("stat /home/web/.config: permission denied"), podman("Error: no such container")},
-		"another process listens":   {podman("Error: rootlessport listen tcp 0.0.0.0:8080: bind: address already in use")},
-		"users may not bind":        {podman("Error: rootlessport cannot expose privileged port 80, you can add 'net.ipv4.ip_unprivileged_port_start=80' to /etc/sysctl.conf")},
+		"the user's home directory":  {podman("stat /home/web/.config: permission denied"), podman("Error: no such container")},
+		"another process listens":    {podman("Error: rootlessport listen tcp 0.0.0.0:8080: bind: address already in use")},
+		"users may not bind ports":   {podman("Error: pasta failed with exit code 1:"), podman("Listen failed for HOST TCP port */80: Permission denied")},
+		"another process listens on": {podman("Error: pasta failed with exit code 1:"), podman("Listen failed for HOST TCP port */8080: Address already in use")},
+		"users may not bind":         {podman("Error: rootlessport cannot expose privileged port 80, you can add 'net.ipv4.ip_unprivileged_port_start=80' to /etc/sysctl.conf")},
 		"there was not enough memory": {
 			podman("ID"), systemd("A process of this unit has been killed by the OOM killer."), systemd("Main process exited, code=killed, status=9/KILL"), podman("Error: conmon exited prematurely"),
 		},
