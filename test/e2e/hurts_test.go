@@ -47,6 +47,10 @@ func TestOutput(t *testing.T) {
 // TestEndsAtOnce: a container that ends before its main process is verified ends its
 // unit as it ended itself.
 func TestEndsAtOnce(t *testing.T) {
+	rounds := 2
+	if thorough() {
+		rounds = 20
+	}
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "service", "user"} {
 			for _, runtime := range []string{"crun", "runc"} {
@@ -57,7 +61,7 @@ func TestEndsAtOnce(t *testing.T) {
 						files[fmt.Sprintf("NAME-%d.container", status)] = fmt.Sprintf("[Container]\nImage=%s\nExec=sh -c 'exit %d'\nGlobalArgs=--runtime=%s\n", imageName, status, runtime) + owned + inMode(mode)
 					}
 					u.quadlets(files)
-					for range 5 {
+					for range rounds {
 						success, failure := u.quadletUnit("NAME-0.service", "systemd-NAME-0"), u.quadletUnit("NAME-3.service", "systemd-NAME-3")
 						success.start()
 						success.awaitState("inactive")
