@@ -25,7 +25,7 @@ func TestHookByHand(t *testing.T) {
 	cases := []struct{ name, stdin, said string }{
 		{"empty", "", `is empty`},
 		{"truncated", `{"ociVersion": "1.0.2", "id"`, `.+`},
-		{"huge", `{"id": "` + strings.Repeat("x", 5<<20) + `"}`, `is larger than \d+ bytes`},
+		{"huge, of nobody's container", `{"id": "` + strings.Repeat("x", 5<<20) + `"}`, ""},
 		{"not JSON", "web is running\n", `.+`},
 		{"not an object", "[1, 2]\n", `.+`},
 		{"two objects", fmt.Sprintf(state+state, "4194303", "4194303"), `.+`},
