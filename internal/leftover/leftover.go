@@ -47,8 +47,13 @@ func Cgroups(conmon, uid int) []string {
 		}
 	}
 	for _, conmon := range conmons {
-		children, _ := proc.Children(conmon)
-		for _, pid := range children {
+		// While runc creates the container, it is between conmon and the container.
+		below, _ := proc.Children(conmon)
+		for _, pid := range slices.Clone(below) {
+			children, _ := proc.Children(pid)
+			below = append(below, children...)
+		}
+		for _, pid := range below {
 			if cgroup, err := proc.Cgroup(pid); err == nil {
 				add(containerGroup(cgroup))
 			}
