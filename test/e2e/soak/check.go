@@ -11,8 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runDir is where the mainpid and result files are.
+// runDir is where each unit has a directory with its files. The mainpid files are in
+// directories below users/UID.
 const runDir = "/run/oci-mainpid"
+
+// unitDirs returns the directories of a unit, or of all units if name is *.
+func unitDirs(name string) []string {
+	own, _ := filepath.Glob(filepath.Join(runDir, name))
+	of, _ := filepath.Glob(filepath.Join(runDir, "users/*", name))
+	return append(slices.DeleteFunc(own, func(dir string) bool { return filepath.Base(dir) == "users" }), of...)
+}
 
 // violation is an invariant that does not hold.
 type violation struct {
@@ -52,8 +60,8 @@ func (d *driver) check(states map[string]state) []violation {
 					say("%s, and there is still %v", s.active, p)
 				}
 			}
-			if _, err := os.Lstat(filepath.Join(runDir, u.Name)); err == nil {
-				say("%s, and there is still %s/%s", s.active, runDir, u.Name)
+			for _, dir := range unitDirs(u.Name) {
+				say("%s, and there is still %s", s.active, dir)
 			}
 		default:
 			say("remains %v", s)
@@ -65,10 +73,9 @@ func (d *driver) check(states map[string]state) []violation {
 			wrong = append(wrong, violation{nil, fmt.Sprintf("no unit of %s is active, and there is still %v", d.fleet.Users[i].Name, p)})
 		}
 	}
-	entries, _ := os.ReadDir(runDir)
-	for _, e := range entries {
-		if states[e.Name()].active == "" {
-			wrong = append(wrong, violation{nil, fmt.Sprintf("%s/%s belongs to no unit", runDir, e.Name())})
+	for _, dir := range unitDirs("*") {
+		if states[filepath.Base(dir)].active == "" {
+			wrong = append(wrong, violation{nil, dir + " belongs to no unit"})
 		}
 	}
 	return wrong
@@ -156,8 +163,11 @@ func (d *driver) remove(s *step, hit bool) bool {
 		case idle && helperFails:
 			what = remnantFiles
 		}
-		dir := filepath.Join(runDir, u.Name)
-		if _, err := os.Lstat(dir); err == nil && what != "" && os.RemoveAll(dir) == nil {
+		left := false
+		for _, dir := range unitDirs(u.Name) {
+			left = left || what != "" && os.RemoveAll(dir) == nil
+		}
+		if left {
 			d.remnants[what]++
 			removed = true
 		}

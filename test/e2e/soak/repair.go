@@ -69,9 +69,8 @@ func (d *driver) repair() (map[string]state, error) {
 		d.asUser(a, "podman", "pod", "rm", "--all", "--force", "--time=0")
 		d.asUser(a, "podman", "rm", "--all", "--force", "--time=0")
 	}
-	entries, _ := os.ReadDir(runDir)
-	for _, e := range entries {
-		os.RemoveAll(runDir + "/" + e.Name())
+	for _, dir := range unitDirs("*") {
+		os.RemoveAll(dir)
 	}
 	states, wrong := d.settle()
 	if len(wrong) > 0 {
