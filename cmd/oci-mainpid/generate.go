@@ -89,9 +89,11 @@ func (g *generation) run(ctx context.Context, paths []string) error {
 		return usageError(fmt.Errorf("--user is for unit files; the user of a Quadlet file is in the file: write User=%s in [Service] of %s", g.user, quadlets[0]))
 	}
 	if g.user != "" {
-		if _, err := g.planner.Accounts.Lookup(ctx, g.user); err != nil {
+		account, err := g.planner.Accounts.Lookup(ctx, g.user)
+		if err != nil {
 			return fmt.Errorf("--user: %w", err)
 		}
+		g.log.Debugf("user %s is UID %d", account.Name, account.UID)
 	}
 	if g.systemdVersion != 0 {
 		g.planner.SystemdVersion = func(context.Context) (int, error) { return g.systemdVersion, nil }
