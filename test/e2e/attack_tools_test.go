@@ -311,15 +311,15 @@ func (b battle) controls() {
 	b.fight("control characters in a container's name", func(f fight) {
 		u := f.user()
 		n := u.stage("mixed", false)
-		placeholder := strings.Repeat("n", len(f.run("printf", evil)))
+		sameLength := strings.Repeat("n", len(f.run("printf", evil)))
 		o := n.attempt(`
 			name=$(printf '`+evil+`')
 			$attacker journal 1 0 "$name" SYSLOG_IDENTIFIER="$name"
 			echo "$name"
-			/usr/bin/conmon --api-version 1 --full-attach --sync -c x -u x -n `+placeholder+` -r ~/runtime -b ~/bundle -p ~/bundle/pid -l k8s-file:log </dev/null >/dev/null 2>&1 3>&- &
+			/usr/bin/conmon --api-version 1 --full-attach --sync -c x -u x -n `+sameLength+` -r ~/runtime -b ~/bundle -p ~/bundle/pid -l k8s-file:log </dev/null >/dev/null 2>&1 3>&- &
 			pid=$!
 			until [ -n "$(cat /proc/$pid/task/$pid/children)" ]; do sleep 0.01; done
-			$attacker replace cmdline $pid `+placeholder+` "$name"
+			$attacker replace cmdline $pid `+sameLength+` "$name"
 			claim $pid`, nil)
 		for _, args := range [][]string{
 			{"status"}, {"status", "--format=json"}, {"status", "--format=prometheus"}, {"status", n.name},
