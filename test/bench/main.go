@@ -25,11 +25,6 @@ import (
 // measurement runs the one and the other in turn.
 type build struct{ name, dir string }
 
-// path returns the absolute path of a program of the build.
-func (b build) path(program string) (string, error) {
-	return filepath.Abs(filepath.Join(b.dir, program))
-}
-
 func main() {
 	rounds := flag.Int("rounds", 1000, "how often each program runs; 0 leaves the programs out")
 	podmanRounds := flag.Int("podman-rounds", 150, "how often podman run -d runs with and without the hook, on each machine; 0 leaves it out")

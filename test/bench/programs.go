@@ -152,11 +152,11 @@ func (s *stage) programs(ctx context.Context, builds []build) (programs []progra
 	// What the hook's JSON sets; an empty Go program gains nothing by it.
 	hookEnvironment := append(slices.Clone(hookEnvironment), "GOMAXPROCS=1")
 	for _, b := range builds {
-		hook, err := b.path("oci-mainpid-hook")
+		hook, err := s.copyProgram(b, "oci-mainpid-hook")
 		if err != nil {
 			return nil, nil, err
 		}
-		notify, err := b.path("notify-mainpid")
+		notify, err := s.copyProgram(b, "notify-mainpid")
 		if err != nil {
 			return nil, nil, err
 		}
