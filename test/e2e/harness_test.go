@@ -295,10 +295,14 @@ func (m machine) cgroup(pid string) string {
 // than it may.
 func (m machine) await(what string, within time.Duration, so func() bool) {
 	m.t.Helper()
-	for deadline := time.Now().Add(within); !so(); time.Sleep(20 * time.Millisecond) {
+	// To ask is mostly a command in the machine, which takes the processor from what
+	// is awaited: ask less often the longer it takes.
+	pause := 20 * time.Millisecond
+	for deadline := time.Now().Add(within); !so(); time.Sleep(pause) {
 		if time.Now().After(deadline) {
 			m.t.Fatalf("after %v still not: %s", within, what)
 		}
+		pause = min(pause*3/2, 300*time.Millisecond)
 	}
 }
 

@@ -281,7 +281,7 @@ func (n unit) assertGone() {
 		ls -d "/run/oci-mainpid/$1" "/run/oci-mainpid/users/$2/$1" 2>/dev/null || :`
 	// What podman has conmon run at the end may still be at it.
 	var left string
-	for deadline := time.Now().Add(soon); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(soon); ; time.Sleep(200 * time.Millisecond) {
 		if left = n.shell(remains, n.name, n.uid); left == "" {
 			break
 		}
