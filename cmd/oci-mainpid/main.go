@@ -46,6 +46,9 @@ func main() {
 		journal.Say(message.NotStarted, err.Error(), nil)
 		os.Exit(exitFailed)
 	}
+	if status := exitStatus(0); errors.As(err, &status) {
+		os.Exit(int(status))
+	}
 	for _, line := range printable.Lines(err.Error()) {
 		log.Error(line)
 	}
@@ -99,7 +102,7 @@ func command(log *logrus.Logger) *cobra.Command {
 	root.Flags().BoolVar(&printVersion, "version", false, "print the version")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
 	addLogFlags(root, log)
-	root.AddCommand(generateCommand(log), checkCommand(log), statusCommand(log), explainCommand(log), refuseCommand(), quadletFilesCommand())
+	root.AddCommand(generateCommand(log), checkCommand(log), statusCommand(log), explainCommand(log), podmanCommand(log), refuseCommand(), quadletFilesCommand())
 	return root
 }
 

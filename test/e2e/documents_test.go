@@ -287,7 +287,7 @@ var settings = map[page]setting{
 	},
 	"docs/troubleshooting.md": {
 		// Not all of the files are there.
-		fails: failing{"as_web grep -rsn hooks_dir /etc/containers/containers.conf /etc/containers/containers.conf.d \\": 2},
+		fails: failing{"runuser -u web -- grep -rsn hooks_dir /etc/containers/containers.conf /etc/containers/containers.conf.d \\": 2},
 		before: map[string]func(r *reader, b block){
 			"journalctl -u web -b -x     # what was said, with explanations": func(r *reader, _ block) {
 				r.readmeUnit(webContainer)
@@ -295,14 +295,14 @@ var settings = map[page]setting{
 			},
 			"ExecStopPost=-podman rm -f -i web": func(r *reader, _ block) { r.tidy() },
 			"Cgroup=service":                    func(r *reader, _ block) { r.tidy() },
-			"as_web podman system migrate": func(r *reader, b block) {
+			"oci-mainpid podman web system migrate": func(r *reader, b block) {
 				n := r.webOf("web.service", "systemd-web")
 				n.systemctl("stop", "web", "oci-mainpid-pause@"+n.uid)
 				n.run("sed", "-i", "/^web:/d", "/etc/subuid", "/etc/subgid")
 				n.podman("system", "migrate")
 				r.matches(b, n.try(n.as("podman", "info")...).stderr)
 			},
-			"as_web podman system renumber": func(r *reader, _ block) { r.systemctl("stop", "web") },
+			"oci-mainpid podman web system renumber": func(r *reader, _ block) { r.systemctl("stop", "web") },
 		},
 		after: map[string]func(r *reader, b block, screen string){
 			"Type=notify": func(r *reader, b block, _ string) {

@@ -1,0 +1,144 @@
+// Package asuser runs a command as a user, as a unit of the system does: with the
+// user's runtime directory and manager, without a session. It has systemd-run(1)
+// do that.
+package asuser
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/account"
+)
+
+// Command is a command to run as a user.
+type Command struct {
+	Account account.Account
+	// Env are variables in addition to HOME, USER, XDG_RUNTIME_DIR and those of the
+	// user's bus.
+	Env []string
+	// Args are the program and its arguments.
+	Args []string
+	// Stdin, Stdout and Stderr are as in package exec. The user's process never gets a
+	// terminal of root's, which it might keep to read what root types later: if all
+	// three are terminals, systemd-run gives it one of its own.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+}
+
+// unit returns the name of the transient unit.
+func unit() string { return fmt.Sprintf("oci-mainpid-podman-%d.service", os.Getpid()) }
+
+// Run runs the command in a transient unit, which starts the user's manager if it
+// does not run, and returns the command's exit status. Signals that would end this
+// process are sent to the command; if it then ends with success, the status is 128 and
+// the signal's number. The error says that the command was not run.
+func (c Command) Run(ctx context.Context) (status int, err error) {
+	all := isTerminal(c.Stdin) && isTerminal(c.Stdout) && isTerminal(c.Stderr)
+	cmd := exec.CommandContext(ctx, "systemd-run", c.arguments(all)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
+	signals := make(chan os.Signal, 8)
+	if !all {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = input(c.Stdin), output(c.Stdout), output(c.Stderr)
+		// The terminal sends its signals to this process alone.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	}
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	defer signal.Stop(signals)
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	ended := make(chan struct{})
+	passed := make(chan int, 1)
+	go func() {
+		last := 0
+		for {
+			select {
+			case s := <-signals:
+				last = int(s.(syscall.Signal))
+				// If the unit is not there yet, or no longer, there is nobody to tell.
+				exec.Command("systemctl", "kill", "--quiet", "--kill-whom=main", fmt.Sprintf("--signal=%d", last), unit()).Run()
+			case <-ended:
+				passed <- last
+				return
+			}
+		}
+	}()
+	err = cmd.Wait()
+	close(ended)
+	last := <-passed
+	exit := (*exec.ExitError)(nil)
+	switch {
+	case err == nil && last != 0:
+		// For systemd a service that ends by such a signal ends well.
+		return 128 + last, nil
+	case errors.As(err, &exit) && exit.Exited():
+		return exit.ExitCode(), nil
+	}
+	return 0, err
+}
+
+// arguments returns the arguments of systemd-run.
+func (c Command) arguments(terminal bool) []string {
+	args := []string{
+		"--quiet", "--collect", "--wait", "--service-type=exec", "--unit=" + unit(),
+		"--description=" + c.Args[0] + " of user " + c.Account.Name,
+		"--property=User=" + c.Account.Name,
+		"--property=Wants=" + c.Account.Manager(), "--property=After=" + c.Account.Manager(),
+		"--setenv=HOME=" + c.Account.Home, "--setenv=USER=" + c.Account.Name,
+		"--setenv=XDG_RUNTIME_DIR=" + c.Account.RuntimeDir(),
+		"--setenv=DBUS_SESSION_BUS_ADDRESS=unix:path=" + c.Account.RuntimeDir() + "/bus",
+	}
+	if dir, err := os.Getwd(); err == nil {
+		// With "-" it does not matter that the user may not enter it.
+		args = append(args, "--property=WorkingDirectory=-"+dir)
+	}
+	for _, variable := range c.Env {
+		args = append(args, "--setenv="+variable)
+	}
+	if terminal {
+		args = append(args, "--pty", "--setenv=TERM="+os.Getenv("TERM"))
+	} else {
+		args = append(args, "--pipe")
+	}
+	args = append(args, "--", c.Args[0])
+	for _, argument := range c.Args[1:] {
+		// systemd replaces variables in a command line (systemd.service(5)).
+		args = append(args, strings.ReplaceAll(argument, "$", "$$"))
+	}
+	return args
+}
+
+// input returns what the command reads: of a terminal nothing, for another program
+// of a pipeline, such as less(1), reads from it.
+func input(r io.Reader) io.Reader {
+	if isTerminal(r) {
+		return nil
+	}
+	return r
+}
+
+// output returns where the command writes to: to a terminal through a pipe.
+func output(w io.Writer) io.Writer {
+	if isTerminal(w) {
+		return struct{ io.Writer }{w}
+	}
+	return w
+}
+
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
