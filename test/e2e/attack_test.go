@@ -39,7 +39,7 @@ func TestAttack(t *testing.T) {
 		}{
 			{"claims", battle.claims, everywhere},
 			{"reused PIDs", battle.reusedPIDs, everywhere},
-			{"contents", battle.contents, onFirst},
+			{"contents", battle.contents, onLast},
 			{"places", battle.places, onLast},
 			{"hooks", battle.hooks, onFirst},
 			{"notifications", battle.notifications, everywhere},
