@@ -60,6 +60,8 @@ type Plan struct {
 	// Masked are the services that must not start and can have no drop-in of their
 	// own, see unitfile.IsPrefix.
 	Masked []string
+	// Gone are units that run with a drop-in of ours and would now get none.
+	Gone []*dropin.Gone
 	// Warnings and Errors are about files without a decision.
 	Warnings, Errors []string
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/unitfile"
 	"oci-mainpid-hook/quadlet"
 )
@@ -25,6 +27,9 @@ type generation struct {
 	options         dropin.Options
 	dryRun, force   bool
 	systemdVersion  int // 0 for the version that is installed
+	// running returns those of the services that run and were not started by a
+	// drop-in of ours.
+	running func(ctx context.Context, services []string) []string
 
 	stdout io.Writer
 	log    *logrus.Logger
@@ -33,7 +38,28 @@ type generation struct {
 func generateCommand(log *logrus.Logger) *cobra.Command {
 	planner := quadlet.NewPlanner(dropin.Generate)
 	planner.Step = func(service, text string) { about(log, service).Debug(text) }
-	return newGenerateCommand(generation{planner: planner, log: log})
+	return newGenerateCommand(generation{planner: planner, log: log, running: runningAsBefore})
+}
+
+// runningAsBefore returns those of the services that run and have no record of their
+// start, so that notify-mainpid cannot end what their stop leaves. Without systemd there
+// are none.
+func runningAsBefore(ctx context.Context, services []string) []string {
+	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
+	defer cancel()
+	m, err := manager.Connect(ctx)
+	if err != nil {
+		return nil
+	}
+	defer m.Close()
+	return slices.DeleteFunc(services, func(name string) bool {
+		u, err := m.Unit(ctx, name)
+		if err != nil || u.ActiveState == "inactive" || u.ActiveState == "failed" {
+			return true
+		}
+		_, err = handover.ReadRecord(name)
+		return err == nil
+	})
 }
 
 func newGenerateCommand(g generation) *cobra.Command {
@@ -130,11 +156,11 @@ func (g *generation) run(ctx context.Context, paths []string) error {
 	if len(refused) > 0 {
 		return errors.Join(refused...)
 	}
-	return g.write(plan)
+	return g.write(ctx, plan)
 }
 
-func (g *generation) write(plan *quadlet.Plan) error {
-	restart := ""
+func (g *generation) write(ctx context.Context, plan *quadlet.Plan) error {
+	var services []string
 	for _, d := range plan.Decisions {
 		for _, warning := range d.Warnings {
 			about(g.log, d.Service).Warn(warning)
@@ -143,7 +169,7 @@ func (g *generation) write(plan *quadlet.Plan) error {
 			about(g.log, d.Service).Infof("the drop-in replaces %s= of the unit; after editing the unit, run oci-mainpid generate again", strings.Join(d.Repeated, "= and "))
 		}
 		if !unitfile.IsTemplate(d.Service) {
-			restart += " " + d.Service
+			services = append(services, d.Service)
 		}
 	}
 	_, dropins := plan.Dropins()
@@ -160,10 +186,15 @@ func (g *generation) write(plan *quadlet.Plan) error {
 	if g.dryRun {
 		return nil
 	}
-	if restart != "" {
-		restart = " && systemctl restart" + restart
+	steps := []string{"systemctl daemon-reload"}
+	if len(services) > 0 {
+		steps = append(steps, "systemctl restart "+strings.Join(services, " "))
 	}
-	fmt.Fprintf(g.stdout, "run: systemctl daemon-reload%s\n", restart)
+	if running := g.running(ctx, slices.Clone(services)); len(running) > 0 {
+		// After the daemon-reload the stop commands are the user's.
+		steps = append([]string{"systemctl stop " + strings.Join(running, " ")}, steps...)
+	}
+	fmt.Fprintln(g.stdout, "run:", strings.Join(steps, " && "))
 	return nil
 }
 

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,7 +68,10 @@ func (p place) generate(args ...string) (stdout, stderr string, err error) {
 	planner.FindQuadlet = func() (string, bool, error) { return p.path("quadlet"), false, nil }
 	planner.UnitDirs = nil
 	var o, e bytes.Buffer
-	cmd := newGenerateCommand(generation{planner: planner, log: newLog(&e)})
+	running := func(_ context.Context, services []string) []string {
+		return slices.DeleteFunc(services, func(name string) bool { return name != "running.service" })
+	}
+	cmd := newGenerateCommand(generation{planner: planner, log: newLog(&e), running: running})
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	cmd.SetFlagErrorFunc(command(newLog(io.Discard)).FlagErrorFunc())
 	cmd.SetArgs(append([]string{"--systemd-version=257", "--output-dir=" + p.path("out")}, args...))
@@ -104,6 +109,17 @@ func TestGenerate(t *testing.T) {
 	// Once more, over its own file, which it does not read.
 	if _, _, err := p.generate("--user=db", "--cgroup=user", "web.service"); err != nil || !strings.Contains(p.read(path), "User=db") {
 		t.Errorf("a second time: %v", err)
+	}
+}
+
+// TestGenerateRunning: a unit that runs as root is stopped by root's commands.
+func TestGenerateRunning(t *testing.T) {
+	p := newPlace(t)
+	p.write("running.service", unit)
+	p.write("stopped.service", unit)
+	stdout, _, err := p.generate("--user=web", "running.service", "stopped.service")
+	if err != nil || !strings.HasSuffix(stdout, "\nrun: systemctl stop running.service && systemctl daemon-reload && systemctl restart running.service stopped.service\n") {
+		t.Errorf("%v: %s", err, stdout)
 	}
 }
 

@@ -283,11 +283,43 @@ func TestUnits(t *testing.T) {
 		"left over, forged": {func(u *UnitFacts) {
 			u.Status = status.Service{ActiveState: "failed", Problem: "still runs", LeftOver: []status.Conmon{{PID: 5, ContainerID: "$(reboot)"}}}
 		}, "main process", Fail, "still runs", "kill 5"},
-		"a volume": {func(u *UnitFacts) { u.Unit.Post, u.Unit.Type = nil, "oneshot" }, "drop-in", OK, "", ""},
+		"another user's container": {func(u *UnitFacts) {
+			no := false
+			u.Status.Agrees, u.Status.Problem, u.Status.Remedy = &no, "still runs as UID 1001", "systemctl restart web.service"
+		}, "main process", Fail, "still runs as UID 1001", "systemctl restart web.service"},
+		"a claim of another user's": {func(u *UnitFacts) { u.Status.Claiming = []status.Claim{{UID: 1001}} }, "main process", OK, "", ""},
+		"a volume":                  {func(u *UnitFacts) { u.Unit.Post, u.Unit.Type = nil, "oneshot" }, "drop-in", OK, "", ""},
 	} {
 		u := goodUnit()
 		c.change(&u)
 		expect(t, name, u.Points(), c.what, c.level, c.found, c.remedy)
+	}
+}
+
+// TestGone: a unit that runs and has lost its file, or its user, gets what ends its
+// container.
+func TestGone(t *testing.T) {
+	for name, change := range map[string]func(*UnitFacts){
+		"no file": func(u *UnitFacts) {
+			u.Unit.Start = []manager.Command{{Path: "/usr/bin/oci-mainpid", Arguments: []string{"", "refuse", "--unit=x", "its file is gone"}}}
+		},
+		"no user": func(u *UnitFacts) {
+			u.Unit.User, u.Unit.Post, u.Dropin.Origin = "", nil, dropin.NewGone("web.service", handover.Record{}, dropin.Programs{}).Origin
+			u.Dropin.Origin.Format, u.Dropin.Planned, u.Dropin.Current = u.Unit.Origin.Format, nil, false
+		},
+	} {
+		u := goodUnit()
+		u.Status = status.Service{ActiveState: "active", Problem: "still runs", Remedy: "systemctl stop web.service"}
+		change(&u)
+		var fixes []string
+		for _, p := range u.Points() {
+			if p.Level != OK {
+				fixes = append(fixes, p.What+": "+p.Fix)
+			}
+		}
+		if got := fixes[len(fixes)-1]; got != "main process: systemctl stop web.service" || name == "no user" && len(fixes) != 1 {
+			t.Errorf("%s: %q", name, fixes)
+		}
 	}
 }
 
