@@ -64,18 +64,20 @@ func runningAsBefore(ctx context.Context, services []string) []string {
 
 func newGenerateCommand(g generation) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "generate [--user=NAME|UID] [flags] FILE...",
+		Use:   "generate [--user=NAME|UID] [flags] UNIT|FILE...",
 		Short: "Write the drop-in that lets a unit run its container as a user",
 		Long: `Reads each FILE and writes NAME.service.d/50-oci-mainpid.conf, with which systemd
 runs the service as a user and has the container's conmon as its main process.
 FILE is a unit file NAME.service that runs podman, for which --user is needed, or a
-Quadlet file, which has User= in [Service]. The volumes, networks and so on that a
-Quadlet file references get their drop-ins, too. If one of several files is
-refused, no drop-in is written.`,
-		Example: "  oci-mainpid generate --user=web /etc/systemd/system/web.service\n  systemctl daemon-reload && systemctl restart web.service",
+Quadlet file, which has User= in [Service]. UNIT is the name of a service, whose
+file is then looked up. The volumes, networks and so on that a Quadlet file
+references get their drop-ins, too. If one of several files is refused, no drop-in
+is written.`,
+		Example:           "  oci-mainpid generate --user=web web\n  systemctl daemon-reload && systemctl restart web.service",
+		ValidArgsFunction: completeUnitFiles,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usageError(errors.New("no FILE given"))
+				return usageError(errors.New("no UNIT and no FILE given"))
 			}
 			return nil
 		},
@@ -94,13 +96,20 @@ refused, no drop-in is written.`,
 	flags.StringVar(&g.outputDir, "output-dir", "/etc/systemd/system", "the `DIR` of unit files to write to")
 	flags.BoolVar(&g.force, "force", false, "overwrite a drop-in of that name that another program made")
 	flags.IntVar(&g.systemdVersion, "systemd-version", 0, "write for systemd `VERSION` rather than the one that is installed")
+	mustRegister(cmd, "cgroup", string(dropin.Mixed), string(dropin.Service), string(dropin.User))
+	mustRegister(cmd, "systemd-version")
+	mustRegisterFunc(cmd, "user", func() []string { return g.planner.Accounts.Names() })
+	if err := cmd.MarkFlagDirname("output-dir"); err != nil {
+		panic(err) // there is no such flag
+	}
 	return cmd
 }
 
 // run writes the drop-ins of all files. If one file is refused, it writes none.
-func (g *generation) run(ctx context.Context, paths []string) error {
+func (g *generation) run(ctx context.Context, args []string) error {
 	var services, quadlets []string
-	for _, path := range paths {
+	for _, arg := range args {
+		path := g.planner.File(arg)
 		if quadlet.IsQuadlet(path) {
 			quadlets = append(quadlets, path)
 		} else {

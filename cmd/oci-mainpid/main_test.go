@@ -123,6 +123,36 @@ func TestGenerateRunning(t *testing.T) {
 	}
 }
 
+// TestGenerateByName: a word is the name of a service, as for the other commands.
+func TestGenerateByName(t *testing.T) {
+	p := newPlace(t)
+	p.write("units/web.service", unit)
+	p.write("units/i@.service", unit)
+	p.write("q/front.container", "[Container]\nImage=x\n[Service]\nUser=web\n")
+	p.write("q/named.container", "[Container]\nImage=x\nServiceName=other\n[Service]\nUser=web\n")
+	planner := quadlet.Planner{UnitDirs: []string{p.path("units"), p.path("none")}, Dirs: []string{p.path("q")}}
+	for arg, want := range map[string]string{
+		"web":                 "units/web.service",
+		"web.service":         "units/web.service",
+		"i@":                  "units/i@.service",
+		"front":               "q/front.container",
+		"other.service":       "q/named.container",
+		"named":               "units/named.service", // which is not there
+		p.path("x/web"):       "x/web",
+		p.path("web.service"): "web.service",
+	} {
+		if got := planner.File(arg); got != p.path(want) {
+			t.Errorf("%s: %s, want %s", arg, got, p.path(want))
+		}
+	}
+	if got := planner.File("front.container"); got != "front.container" {
+		t.Errorf("a Quadlet file in the current directory: %s", got)
+	}
+	if got := quadlet.PodmanServices([]string{p.path("units"), p.path("none")}); strings.Join(got, " ") != "i@.service web.service" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestGenerateDryRun(t *testing.T) {
 	p := newPlace(t)
 	p.write("web@.service", unit)

@@ -200,6 +200,10 @@ func TestUnits(t *testing.T) {
 		"refused": {func(u *UnitFacts) {
 			u.Unit.Start = []manager.Command{{Path: "/usr/bin/oci-mainpid", Arguments: []string{"", "refuse", "--unit=x", "no such user"}}}
 		}, "unit", Fail, "no such user", "daemon-reload"},
+		"refused, without subordinate IDs": {func(u *UnitFacts) {
+			u.Unit.Start = []manager.Command{{Path: "/usr/bin/oci-mainpid", Arguments: []string{"", "refuse", "--unit=x", "no IDs"}}}
+			u.Dropin.Planned = &quadlet.Decision{Err: fmt.Errorf("x: %w", &account.NoIDsError{User: "web", Missing: []string{"user", "group"}, Free: "231072-296607"})}
+		}, "unit", Fail, "no IDs", "usermod --add-subuids 231072-296607 --add-subgids 231072-296607 web && systemctl daemon-reload && systemctl restart web.service"},
 		"changed on disk":            {func(u *UnitFacts) { u.Unit.NeedReload = true }, "unit", Fail, "have changed", "daemon-reload"},
 		"no drop-in":                 {func(u *UnitFacts) { u.Dropin, u.Unit.Post, u.Unit.Pre = Dropin{}, nil, nil }, "drop-in", Fail, "is not there", again},
 		"the generator's is missing": {func(u *UnitFacts) { u.Dropin = Dropin{Planned: &quadlet.Decision{}} }, "drop-in", Fail, "no drop-in of the generator", "systemctl daemon-reload"},

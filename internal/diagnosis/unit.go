@@ -116,7 +116,11 @@ func (u UnitFacts) loaded(p *points) bool {
 		return false
 	}
 	if reason := u.Unit.Refused(); reason != "" {
-		p.fail(what, "oci-mainpid keeps it from starting: "+reason, "correct that, then: systemctl daemon-reload && systemctl restart "+name)
+		fix := "correct that, then: "
+		if missing := (*account.NoIDsError)(nil); u.Dropin.Planned != nil && errors.As(u.Dropin.Planned.Err, &missing) {
+			fix = missing.Remedy() + " && "
+		}
+		p.fail(what, "oci-mainpid keeps it from starting: "+reason, fix+"systemctl daemon-reload && systemctl restart "+name)
 		return false
 	}
 	if u.Unit.NeedReload {
@@ -141,7 +145,7 @@ func (u UnitFacts) account(p *points) {
 	missing := (*account.NoIDsError)(nil)
 	switch {
 	case errors.As(u.AccountErr, &missing):
-		p.fail(what, fmt.Sprintf("%s has no subordinate %s IDs", name, strings.Join(missing.Missing, " and ")), missing.Remedy())
+		p.fail(what, fmt.Sprintf("%s has no subordinate %s IDs", name, strings.Join(missing.Missing, " and ")), missing.Remedy()+" && systemctl daemon-reload && systemctl restart "+terminal.Quote(u.Name))
 		return
 	case errors.Is(u.AccountErr, account.ErrNoAnswer):
 		p.fail(what, u.AccountErr.Error(), "see whether this answers: getent passwd "+name)
