@@ -26,10 +26,13 @@ type generation struct {
 	user, outputDir string
 	options         dropin.Options
 	dryRun, force   bool
-	systemdVersion  int // 0 for the version that is installed
+	removes         bool // rather than writes
+	systemdVersion  int  // 0 for the version that is installed
 	// running returns those of the services that run and were not started by a
 	// drop-in of ours.
 	running func(ctx context.Context, services []string) []string
+	// connect connects to systemd. If it is nil, no unit is stopped.
+	connect func(ctx *context.Context) (m *manager.Manager, stop func(), err error)
 
 	stdout io.Writer
 	log    *logrus.Logger
@@ -38,7 +41,9 @@ type generation struct {
 func generateCommand(log *logrus.Logger) *cobra.Command {
 	planner := quadlet.NewPlanner(dropin.Generate)
 	planner.Step = func(service, text string) { about(log, service).Debug(text) }
-	return newGenerateCommand(generation{planner: planner, log: log, running: runningAsBefore})
+	return newGenerateCommand(generation{planner: planner, log: log, running: runningAsBefore, connect: func(ctx *context.Context) (*manager.Manager, func(), error) {
+		return connect(ctx, log)
+	}})
 }
 
 // runningAsBefore returns those of the services that run and have no record of their
@@ -83,6 +88,9 @@ is written.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			g.stdout = cmd.OutOrStdout()
+			if g.removes {
+				return g.remove(cmd.Context(), args)
+			}
 			return g.run(cmd.Context(), args)
 		},
 	}
@@ -95,6 +103,7 @@ is written.`,
 	flags.BoolVar(&g.dryRun, "dry-run", false, "print the drop-ins, write nothing")
 	flags.StringVar(&g.outputDir, "output-dir", "/etc/systemd/system", "the `DIR` of unit files to write to")
 	flags.BoolVar(&g.force, "force", false, "overwrite a drop-in of that name that another program made")
+	flags.BoolVar(&g.removes, "remove", false, "stop the units, and remove what was written for them")
 	flags.IntVar(&g.systemdVersion, "systemd-version", 0, "write for systemd `VERSION` rather than the one that is installed")
 	mustRegister(cmd, "cgroup", string(dropin.Mixed), string(dropin.Service), string(dropin.User))
 	mustRegister(cmd, "systemd-version")

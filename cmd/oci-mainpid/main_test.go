@@ -153,6 +153,51 @@ func TestGenerateByName(t *testing.T) {
 	}
 }
 
+// TestGenerateRemove: what was written for a unit goes, and that of the user's manager
+// with the user's last unit.
+func TestGenerateRemove(t *testing.T) {
+	p := newPlace(t)
+	for _, name := range []string{"a.service", "b.service"} {
+		p.write(name, unit)
+		if _, _, err := p.generate("--user=web", name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.write("out/b.service.d/60-own.conf", "[Service]\n")
+	p.write("out/foreign.service.d/50-oci-mainpid.conf", "[Service]\n")
+	for arg, want := range map[string]string{
+		"foreign":   "foreign.service: " + p.path("out/foreign.service.d/50-oci-mainpid.conf") + " was not made by oci-mainpid generate",
+		"c":         "c.service: oci-mainpid generate has written nothing for it",
+		"user@1000": "user@1000.service: ",
+	} {
+		if stdout, _, err := p.generate("--remove", "a.service", arg); err == nil || !strings.HasPrefix(err.Error(), want) || stdout != "" {
+			t.Errorf("%s: %v, %s", arg, err, stdout)
+		}
+	}
+	if stdout, _, err := p.generate("--remove", "--dry-run", "a.service"); err != nil || stdout != "would remove "+p.path("out/a.service.d/50-oci-mainpid.conf")+"\n" || p.read("out/a.service.d/50-oci-mainpid.conf") == "" {
+		t.Errorf("--dry-run: %v, %s", err, stdout)
+	}
+	stdout, stderr, err := p.generate("--remove", "a")
+	if err != nil || stdout != "removed "+p.path("out/a.service.d/50-oci-mainpid.conf")+"\nrun: systemctl daemon-reload\n" || !strings.Contains(stderr, "a.service has no User=, so from now on the unit runs as root; to keep it from being started, type: systemctl disable a.service") {
+		t.Errorf("the first: %v, %s%s", err, stdout, stderr)
+	}
+	stdout, _, err = p.generate("--remove", "b.service")
+	if err != nil || strings.Count(stdout, "removed ") != 3 || !strings.Contains(stdout, "out/user@1000.service.d/") {
+		t.Errorf("the last: %v, %s", err, stdout)
+	}
+	var left []string
+	entries, err := os.ReadDir(p.path("out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if got := strings.Join(left, " "); got != "b.service.d foreign.service.d" {
+		t.Errorf("left: %s", got)
+	}
+}
+
 func TestGenerateDryRun(t *testing.T) {
 	p := newPlace(t)
 	p.write("web@.service", unit)
