@@ -508,6 +508,11 @@ func TestQuadletRefuses(t *testing.T) {
 				if after := m.run("podman", "ps", "--all", "--quiet", "--no-trunc"); after != before {
 					m.t.Errorf("root has a container: %s", after)
 				}
+				if strings.HasPrefix(c.name, "a misspelt section") {
+					if all := m.try("oci-mainpid", "check"); all.status != 1 || !strings.Contains(all.stdout, n.name) {
+						m.t.Errorf("check of all units does not name it: %v", all)
+					}
+				}
 			})
 		}
 	})
