@@ -547,5 +547,18 @@ func TestQuadletBoot(t *testing.T) {
 		for _, name := range []string{"boot", "hand"} {
 			unit{u, name + ".service", name}.stop()
 		}
+		m.subtest("a file that Quadlet cannot read", func(m machine) {
+			broken, n := path.Join(quadletDir, "broken.container"), unit{u.in(m), "boot.service", "boot"}
+			m.write(broken, "[Container]\nthis is no setting\n")
+			m.systemctl("daemon-reload")
+			n.startFails()
+			want := "Quadlet makes no service of boot.container: it cannot read " + broken + " ("
+			if journal := n.journal(n.name); !strings.Contains(journal, want) {
+				m.t.Errorf("no %q in %s", want, journal)
+			}
+			if p := n.point("unit"); p.Level != "fail" || !strings.Contains(p.Found, want) || !strings.HasPrefix(p.Fix, "correct that") {
+				m.t.Errorf("%+v", p)
+			}
+		})
 	})
 }
