@@ -19,11 +19,9 @@ import (
 // is not asked: it would make directories and a pause process.
 type store struct{ home, dir string }
 
-// Bounds of the files of a store, which are the user's.
-const (
-	maxSecrets = 1 << 20
-	maxImages  = 8 << 20
-)
+// maxStoreFile bounds a file of a store, in bytes. The files are the user's, and JSON
+// needs many times its size in memory.
+const maxStoreFile = 1 << 20
 
 // systemStorage are the files of containers-storage.conf(5) that root writes.
 var systemStorage = []string{"/etc/containers/storage.conf", "/usr/share/containers/storage.conf"}
@@ -56,14 +54,14 @@ func findStore(u *UnitFacts, p podmancmd.Podman) (s store, ok bool) {
 }
 
 // read reads a file of the store.
-func (s store) read(name string, limit int64) ([]byte, error) {
-	return regular.ReadBelow(s.home, filepath.Join(s.dir, name), limit)
+func (s store) read(name string) ([]byte, error) {
+	return regular.ReadBelow(s.home, filepath.Join(s.dir, name), maxStoreFile)
 }
 
 // lacksSecret reports whether the store has no secret with that name or ID. What cannot
 // be read counts as there.
 func (s store) lacksSecret(name string) bool {
-	text, err := s.read("secrets/secrets.json", maxSecrets)
+	text, err := s.read("secrets/secrets.json")
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist)
 	}
@@ -86,7 +84,7 @@ func (s store) lacksSecret(name string) bool {
 
 // lacksNetwork reports whether the store has no network of that name.
 func (s store) lacksNetwork(name string) bool {
-	_, err := s.read("networks/"+name+".json", maxSecrets)
+	_, err := s.read("networks/" + name + ".json")
 	return errors.Is(err, fs.ErrNotExist)
 }
 
@@ -96,7 +94,7 @@ func (s store) lacksImage(name string) bool {
 		name += ":latest"
 	}
 	for _, driver := range []string{"overlay", "vfs", "btrfs", "zfs"} {
-		text, err := s.read(driver+"-images/images.json", maxImages)
+		text, err := s.read(driver + "-images/images.json")
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

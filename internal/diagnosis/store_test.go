@@ -3,6 +3,7 @@ package diagnosis
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -58,7 +59,7 @@ func TestNeedsOfStore(t *testing.T) {
 		"a secret that is not there": {"podman run --secret key caddy", map[string]string{storage + "secrets/secrets.json": secrets}, nil, []string{"the secret key is not there for web"}},
 		"no secrets at all":          {"podman run --secret key,mode=0400 --secret other caddy", nil, nil, []string{"the secret key is", "the secret other is"}},
 		"secrets that are no JSON":   {"podman run --secret key caddy", map[string]string{storage + "secrets/secrets.json": "{"}, nil, nil},
-		"secrets that are large":     {"podman run --secret key caddy", map[string]string{storage + "secrets/secrets.json": strings.Repeat(" ", maxSecrets+1)}, nil, nil},
+		"secrets that are large":     {"podman run --secret key caddy", map[string]string{storage + "secrets/secrets.json": strings.Repeat(" ", maxStoreFile+1)}, nil, nil},
 		"secrets by a link":          {"podman run --secret key caddy", map[string]string{storage + "secrets/secrets.json": "-> /etc/shadow"}, nil, nil},
 		"a link on the way":          {"podman run --secret key caddy", map[string]string{".local": "-> /root"}, nil, nil},
 		"a store elsewhere":          {"podman run --secret key caddy", map[string]string{".config/containers/storage.conf": "[storage]\n"}, nil, nil},
@@ -103,6 +104,32 @@ func TestNeedsOfStore(t *testing.T) {
 		commands = append(commands, made)
 	}
 	u.needsOfStore(func(text, _ string) { t.Error(text) }, p, commands)
+}
+
+// TestStoreOfAnEnemy: the worst that fits into a file costs root's check little.
+func TestStoreOfAnEnemy(t *testing.T) {
+	const storage = ".local/share/containers/storage/"
+	for name, text := range map[string]string{
+		"many images":   "[" + strings.Repeat("{},", maxStoreFile/3-1) + "{}]",
+		"many names":    `[{"names":[` + strings.Repeat(`"",`, maxStoreFile/3-10) + `""]}]`,
+		"deeply nested": strings.Repeat("[", maxStoreFile),
+		"many secrets":  `{"nameToID":{` + strings.Repeat(`"":"",`, maxStoreFile/6-10) + `"":""}}`,
+	} {
+		file := "overlay-images/images.json"
+		if name == "many secrets" {
+			file = "secrets/secrets.json"
+		}
+		u, p := storeOf(t, "podman run --secret key localhost/x", map[string]string{storage + file: text})
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		u.needsOfStore(func(string, string) {}, p, []podmancmd.Podman{p})
+		runtime.ReadMemStats(&after)
+		if cost := (after.TotalAlloc - before.TotalAlloc) >> 20; cost > 64 {
+			t.Errorf("%s: %d MiB", name, cost)
+		} else {
+			t.Logf("%s: %d MiB", name, cost)
+		}
+	}
 }
 
 func TestElsewhere(t *testing.T) {

@@ -286,7 +286,10 @@ func Read(ctx context.Context, m *manager.Manager, names []string, look func(at 
 		}
 		add(s)
 	}
-	return processes.LeftOut, nil
+	// What is left out of users without a unit here is what they claim.
+	return slices.DeleteFunc(processes.LeftOut, func(l census.LeftOut) bool {
+		return l.UID != 0 && !slices.ContainsFunc(units, func(u *manager.Unit) bool { return u.UID == l.UID })
+	}), nil
 }
 
 // lastError returns why the unit failed last: in the journal's words, or else in
