@@ -178,7 +178,7 @@ func normalized(t *testing.T, line, runtimeDir string) []string {
 		for _, a := range c.Args {
 			text := a.Text
 			if isPodman || filepath.Base(c.Path.Text) == "rm" {
-				text = strings.NewReplacer("%t/", runtimeDir+"/", "%h", "/home/web", "%U", "1000").Replace(text)
+				text = strings.NewReplacer("%t/", runtimeDir+"/", "%h", "/home/web", "%U", "1000", "%G", "1000").Replace(text)
 			}
 			for _, o := range p.All("cgroups") {
 				if o.At == a {

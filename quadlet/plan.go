@@ -29,6 +29,8 @@ type Decision struct {
 	// SameContainer is another service of the user whose container has the same name:
 	// each start removes the other's container.
 	SameContainer string
+	// Networks are podman's networks that the service needs and that no unit makes.
+	Networks []string
 	// Repeated are the settings of the unit that the drop-in replaces by changed
 	// copies. A later change of such a setting in the unit has no effect.
 	Repeated []string
@@ -60,6 +62,8 @@ type Plan struct {
 	// Masked are the services that must not start and can have no drop-in of their
 	// own, see unitfile.IsPrefix.
 	Masked []string
+	// Gone are units that run with a drop-in of ours and would now get none.
+	Gone []*dropin.Gone
 	// Warnings and Errors are about files without a decision.
 	Warnings, Errors []string
 }

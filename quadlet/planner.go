@@ -15,6 +15,7 @@ import (
 
 	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/handover"
 )
 
 // Planner makes plans. It asks the machine once and remembers the answers.
@@ -36,6 +37,10 @@ type Planner struct {
 	FindQuadlet    func() (path string, masked bool, err error)
 	Convert        func(ctx context.Context, quadlet string, dirs []string) ([]Converted, []string, error)
 	SystemdVersion func(ctx context.Context) (int, error)
+	// Recorded and ReadRecord are those of package handover. Without them, nobody
+	// asks which units run.
+	Recorded   func() []string
+	ReadRecord func(unit string) (handover.Record, error)
 
 	asked   sync.Once
 	machine struct {
@@ -56,6 +61,8 @@ func NewPlanner(maker dropin.Maker) *Planner {
 		FindQuadlet:    FindQuadlet,
 		Convert:        Convert,
 		SystemdVersion: SystemdVersion,
+		Recorded:       handover.Recorded,
+		ReadRecord:     handover.ReadRecord,
 	}
 }
 
@@ -122,6 +129,12 @@ func (p *Planner) service(ctx context.Context, d *Decision, user string) (err er
 // Quadlet decides what the services of all Quadlet files that ask for a user get. It
 // takes no longer than ctx. A service whose user is not known by then is refused.
 func (p *Planner) Quadlet(ctx context.Context) *Plan {
+	plan := p.askingFiles(ctx)
+	p.keepStops(plan)
+	return plan
+}
+
+func (p *Planner) askingFiles(ctx context.Context) *Plan {
 	if !Asks(p.Dirs) {
 		return &Plan{}
 	}

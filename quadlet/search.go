@@ -1,6 +1,7 @@
 package quadlet
 
 import (
+	"bytes"
 	"maps"
 	"os"
 	"path/filepath"
@@ -80,6 +81,51 @@ func quadletFiles(dirs []string) map[string]string {
 		}
 	}
 	return files
+}
+
+// File returns the path of the file that an argument means. A path, and the name of a file
+// that is there, mean themselves. Any other word is the name of a service, with or without
+// .service: it means the service's unit file, or else the Quadlet file of a container, pod
+// or kube file that makes the service. If there is none, File returns where the unit file
+// would be.
+func (p *Planner) File(arg string) string {
+	if strings.ContainsRune(arg, '/') || IsQuadlet(arg) {
+		return arg
+	}
+	if _, err := os.Stat(arg); err == nil {
+		return arg
+	}
+	service := strings.TrimSuffix(arg, ".service") + ".service"
+	if path := UnitFile(p.UnitDirs, service); path != "" {
+		return path
+	}
+	for name, path := range quadletFiles(p.Dirs) {
+		if unit, err := loadQuadlet(path, p.Dirs); err == nil && kinds[filepath.Ext(name)].runs && serviceName(name, unit) == service {
+			return path
+		}
+	}
+	if len(p.UnitDirs) == 0 {
+		return arg
+	}
+	return filepath.Join(p.UnitDirs[0], service)
+}
+
+// PodmanServices returns the names of the services in the directories whose unit files
+// name podman, sorted.
+func PodmanServices(dirs []string) []string {
+	var names []string
+	for _, dir := range dirs {
+		for _, name := range readNames(dir) {
+			if filepath.Ext(name) != ".service" || slices.Contains(names, name) {
+				continue
+			}
+			if text, err := unitfile.Read(filepath.Join(dir, name)); err == nil && bytes.Contains(text, []byte("podman")) {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // loadQuadlet reads a Quadlet file with the drop-ins that Quadlet applies.

@@ -100,6 +100,7 @@ func (d *deriver) advisePaths(key string, p podmancmd.Podman, line string) {
 	for _, name := range []string{"network", "net"} {
 		for _, o := range p.All(name) {
 			if network, _, _ := strings.Cut(o.Value, ":"); d.isMadeByHand(network) {
+				d.Networks = append(d.Networks, network)
 				d.warn("%s=: the network %s must be there for %s; type once: %s; or write %[2]s.network", key, network, d.Account.Name, d.asUser("podman network create --ignore "+network))
 			}
 		}

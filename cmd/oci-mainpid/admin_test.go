@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/status"
 )
 
@@ -69,9 +70,31 @@ func TestCompletionScripts(t *testing.T) {
 			t.Errorf("%s: %v, %q", flag, err, out)
 		}
 	}
-	// The second argument of explain is nothing.
-	if out, err := execute("__complete", "explain", "web", ""); err != nil || !strings.HasPrefix(out, ":4\n") {
-		t.Errorf("explain: %v, %q", err, out)
+	// 4 is cobra's ShellCompDirectiveNoFileComp.
+	for _, c := range []struct {
+		name, want string
+		args       []string
+	}{
+		{"modes", "mixed\nservice\nuser\n:4\n", []string{"generate", "--cgroup", ""}},
+		{"modes, joined", "mixed\nservice\nuser\n:4\n", []string{"generate", "--cgroup="}},
+		{"versions", ":4\n", []string{"generate", "--systemd-version", ""}},
+		{"directories", ":16\n", []string{"generate", "--output-dir", ""}},
+		{"a second unit for explain", ":4\n", []string{"explain", "web", ""}},
+		{"no such command", ":4\n", []string{"web"}},
+		{"shells", "bash", []string{"completion", "b"}},
+		{"nothing for a shell", ":4\n", []string{"completion", "bash", ""}},
+	} {
+		if out, err := execute(append([]string{"__complete"}, c.args...)...); err != nil || !strings.HasPrefix(out, c.want) {
+			t.Errorf("%s: %v, %q", c.name, err, out)
+		}
+	}
+}
+
+// TestCompleteUsers: users are those who can run containers, and no files.
+func TestCompleteUsers(t *testing.T) {
+	want := strings.Join(append((&account.Accounts{}).Names(), ":4\n"), "\n")
+	if out, err := execute("__complete", "generate", "--user", ""); err != nil || !strings.HasPrefix(out, want) {
+		t.Errorf("%v, %q, want %q", err, out, want)
 	}
 }
 

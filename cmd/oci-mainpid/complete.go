@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/quadlet"
 )
 
 // serviceName appends .service to a name without it, as systemctl(1) does.
@@ -56,10 +57,24 @@ func completeOneUnit(cmd *cobra.Command, args []string, prefix string) ([]string
 	return completeUnits(cmd, args, prefix)
 }
 
+// completeUnitFiles completes the names of services with a unit file of the
+// administrator's that runs podman, and if there is none, files.
+func completeUnitFiles(_ *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	if strings.Contains(prefix, "/") {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	return slices.DeleteFunc(quadlet.PodmanServices(quadlet.UnitDirs[:1]), func(n string) bool { return slices.Contains(args, n) }), cobra.ShellCompDirectiveDefault
+}
+
 // mustRegister has the words complete the values of a flag.
 func mustRegister(cmd *cobra.Command, flag string, words ...string) {
+	mustRegisterFunc(cmd, flag, func() []string { return words })
+}
+
+// mustRegisterFunc has the words that a function returns complete the values of a flag.
+func mustRegisterFunc(cmd *cobra.Command, flag string, words func() []string) {
 	err := cmd.RegisterFlagCompletionFunc(flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return words, cobra.ShellCompDirectiveNoFileComp
+		return words(), cobra.ShellCompDirectiveNoFileComp
 	})
 	if err != nil {
 		panic(err) // there is no such flag

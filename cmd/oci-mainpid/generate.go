@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/unitfile"
 	"oci-mainpid-hook/quadlet"
 )
@@ -24,7 +26,13 @@ type generation struct {
 	user, outputDir string
 	options         dropin.Options
 	dryRun, force   bool
-	systemdVersion  int // 0 for the version that is installed
+	removes         bool // rather than writes
+	systemdVersion  int  // 0 for the version that is installed
+	// running returns those of the services that run and were not started by a
+	// drop-in of ours.
+	running func(ctx context.Context, services []string) []string
+	// connect connects to systemd. If it is nil, no unit is stopped.
+	connect func(ctx *context.Context) (m *manager.Manager, stop func(), err error)
 
 	stdout io.Writer
 	log    *logrus.Logger
@@ -33,28 +41,56 @@ type generation struct {
 func generateCommand(log *logrus.Logger) *cobra.Command {
 	planner := quadlet.NewPlanner(dropin.Generate)
 	planner.Step = func(service, text string) { about(log, service).Debug(text) }
-	return newGenerateCommand(generation{planner: planner, log: log})
+	return newGenerateCommand(generation{planner: planner, log: log, running: runningAsBefore, connect: func(ctx *context.Context) (*manager.Manager, func(), error) {
+		return connect(ctx, log)
+	}})
+}
+
+// runningAsBefore returns those of the services that run and have no record of their
+// start, so that notify-mainpid cannot end what their stop leaves. Without systemd there
+// are none.
+func runningAsBefore(ctx context.Context, services []string) []string {
+	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
+	defer cancel()
+	m, err := manager.Connect(ctx)
+	if err != nil {
+		return nil
+	}
+	defer m.Close()
+	return slices.DeleteFunc(services, func(name string) bool {
+		u, err := m.Unit(ctx, name)
+		if err != nil || u.ActiveState == "inactive" || u.ActiveState == "failed" {
+			return true
+		}
+		_, err = handover.ReadRecord(name)
+		return err == nil
+	})
 }
 
 func newGenerateCommand(g generation) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "generate [--user=NAME|UID] [flags] FILE...",
+		Use:   "generate [--user=NAME|UID] [flags] UNIT|FILE...",
 		Short: "Write the drop-in that lets a unit run its container as a user",
 		Long: `Reads each FILE and writes NAME.service.d/50-oci-mainpid.conf, with which systemd
 runs the service as a user and has the container's conmon as its main process.
 FILE is a unit file NAME.service that runs podman, for which --user is needed, or a
-Quadlet file, which has User= in [Service]. The volumes, networks and so on that a
-Quadlet file references get their drop-ins, too. If one of several files is
-refused, no drop-in is written.`,
-		Example: "  oci-mainpid generate --user=web /etc/systemd/system/web.service\n  systemctl daemon-reload && systemctl restart web.service",
+Quadlet file, which has User= in [Service]. UNIT is the name of a service, whose
+file is then looked up. The volumes, networks and so on that a Quadlet file
+references get their drop-ins, too. If one of several files is refused, no drop-in
+is written.`,
+		Example:           "  oci-mainpid generate --user=web web\n  systemctl daemon-reload && systemctl restart web.service",
+		ValidArgsFunction: completeUnitFiles,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usageError(errors.New("no FILE given"))
+				return usageError(errors.New("no UNIT and no FILE given"))
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			g.stdout = cmd.OutOrStdout()
+			if g.removes {
+				return g.remove(cmd.Context(), args)
+			}
 			return g.run(cmd.Context(), args)
 		},
 	}
@@ -67,14 +103,22 @@ refused, no drop-in is written.`,
 	flags.BoolVar(&g.dryRun, "dry-run", false, "print the drop-ins, write nothing")
 	flags.StringVar(&g.outputDir, "output-dir", "/etc/systemd/system", "the `DIR` of unit files to write to")
 	flags.BoolVar(&g.force, "force", false, "overwrite a drop-in of that name that another program made")
+	flags.BoolVar(&g.removes, "remove", false, "stop the units, and remove what was written for them")
 	flags.IntVar(&g.systemdVersion, "systemd-version", 0, "write for systemd `VERSION` rather than the one that is installed")
+	mustRegister(cmd, "cgroup", string(dropin.Mixed), string(dropin.Service), string(dropin.User))
+	mustRegister(cmd, "systemd-version")
+	mustRegisterFunc(cmd, "user", func() []string { return g.planner.Accounts.Names() })
+	if err := cmd.MarkFlagDirname("output-dir"); err != nil {
+		panic(err) // there is no such flag
+	}
 	return cmd
 }
 
 // run writes the drop-ins of all files. If one file is refused, it writes none.
-func (g *generation) run(ctx context.Context, paths []string) error {
+func (g *generation) run(ctx context.Context, args []string) error {
 	var services, quadlets []string
-	for _, path := range paths {
+	for _, arg := range args {
+		path := g.planner.File(arg)
 		if quadlet.IsQuadlet(path) {
 			quadlets = append(quadlets, path)
 		} else {
@@ -130,11 +174,11 @@ func (g *generation) run(ctx context.Context, paths []string) error {
 	if len(refused) > 0 {
 		return errors.Join(refused...)
 	}
-	return g.write(plan)
+	return g.write(ctx, plan)
 }
 
-func (g *generation) write(plan *quadlet.Plan) error {
-	restart := ""
+func (g *generation) write(ctx context.Context, plan *quadlet.Plan) error {
+	var services []string
 	for _, d := range plan.Decisions {
 		for _, warning := range d.Warnings {
 			about(g.log, d.Service).Warn(warning)
@@ -143,7 +187,7 @@ func (g *generation) write(plan *quadlet.Plan) error {
 			about(g.log, d.Service).Infof("the drop-in replaces %s= of the unit; after editing the unit, run oci-mainpid generate again", strings.Join(d.Repeated, "= and "))
 		}
 		if !unitfile.IsTemplate(d.Service) {
-			restart += " " + d.Service
+			services = append(services, d.Service)
 		}
 	}
 	_, dropins := plan.Dropins()
@@ -160,10 +204,15 @@ func (g *generation) write(plan *quadlet.Plan) error {
 	if g.dryRun {
 		return nil
 	}
-	if restart != "" {
-		restart = " && systemctl restart" + restart
+	steps := []string{"systemctl daemon-reload"}
+	if len(services) > 0 {
+		steps = append(steps, "systemctl restart "+strings.Join(services, " "))
 	}
-	fmt.Fprintf(g.stdout, "run: systemctl daemon-reload%s\n", restart)
+	if running := g.running(ctx, slices.Clone(services)); len(running) > 0 {
+		// After the daemon-reload the stop commands are the user's.
+		steps = append([]string{"systemctl stop " + strings.Join(running, " ")}, steps...)
+	}
+	fmt.Fprintln(g.stdout, "run:", strings.Join(steps, " && "))
 	return nil
 }
 

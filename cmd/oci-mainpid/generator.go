@@ -64,8 +64,12 @@ func generator(args []string) int {
 		for _, d := range slices.Concat(refusing, serving) {
 			fmt.Printf("---%s---\n%s\n", d.Path(""), d.Text())
 		}
+		for _, g := range plan.Gone {
+			fmt.Printf("---%s---\n%s\n---%s---\n%s\n", g.Path(""), g.Text(), g.Unit, g.UnitText())
+		}
 	} else {
 		writePlan(log, plan, args[0], args[min(1, len(args)-1)])
+		writeGone(log, plan, args[0], args[len(args)-1])
 	}
 	if len(plan.Decisions) > 0 {
 		if warning := planner.VersionWarning(ctx); warning != "" {
@@ -88,12 +92,30 @@ func logPlan(log logFunc, plan *quadlet.Plan) {
 	for _, text := range plan.Warnings {
 		log(message.UnitWarning, "", text)
 	}
+	for _, g := range plan.Gone {
+		log(message.UnitWarning, g.Unit, "runs as it was started, with a user that none of its files has any more; systemctl stop ends its container")
+	}
 	for _, d := range plan.Decisions {
 		for _, text := range d.Warnings {
 			log(message.UnitWarning, d.Service, text)
 		}
 		if d.Err != nil {
 			log(message.UnitRefused, d.Service, "will not start: "+d.Err.Error())
+		}
+	}
+}
+
+// writeGone writes what ends the containers of units that would get no drop-in any more.
+// Their unit files are of use only where nobody has another one, so they belong into the
+// directory that comes last, systemd.generator(7).
+func writeGone(log logFunc, plan *quadlet.Plan, dir, late string) {
+	for _, g := range plan.Gone {
+		err := g.Write(dir)
+		if err == nil {
+			err = g.WriteUnit(late)
+		}
+		if err != nil {
+			log(message.GeneratorFailed, g.Unit, err.Error())
 		}
 	}
 }

@@ -4,6 +4,11 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/message"
+	"oci-mainpid-hook/quadlet"
 )
 
 func TestGeneratorCommandLine(t *testing.T) {
@@ -61,5 +66,33 @@ func TestGeneratorErrors(t *testing.T) {
 			!strings.HasSuffix(text, " (see oci-mainpid-generator --help)\n") || strings.Count(text, "\n") != 1 {
 			t.Errorf("%s: %d, %q, %v", c.name, status, text, err)
 		}
+	}
+}
+
+// TestWriteGone: the drop-in is where those of Quadlet units are, and the unit file where
+// every other one of the unit wins.
+func TestWriteGone(t *testing.T) {
+	p := newPlace(t)
+	dir, late := p.path("out"), p.path("late")
+	for _, d := range []string{dir, late} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plan := &quadlet.Plan{}
+	for _, unit := range []string{"web.service", "blocked.service"} {
+		plan.Gone = append(plan.Gone, dropin.NewGone(unit, handover.Record{UID: 1000}, dropin.Programs{NotifyMainPID: "/x/notify-mainpid", OCIMainPID: "/x/oci-mainpid"}))
+	}
+	p.write("out/blocked.service.d", "a file")
+	var logged []string
+	writeGone(func(kind message.Kind, service, text string) { logged = append(logged, service) }, plan, dir, late)
+	if got := p.read("out/web.service.d/50-oci-mainpid.conf"); !strings.Contains(got, "ExecStopPost=-+/x/notify-mainpid --forget --unit=web.service ") {
+		t.Errorf("the drop-in: %s", got)
+	}
+	if got := p.read("late/web.service"); !strings.Contains(got, "ExecStart=/x/oci-mainpid refuse --unit=web.service ") {
+		t.Errorf("the unit file: %s", got)
+	}
+	if strings.Join(logged, " ") != "blocked.service" || p.read("late/blocked.service") != "" {
+		t.Errorf("logged: %q", logged)
 	}
 }

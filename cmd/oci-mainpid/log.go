@@ -39,7 +39,7 @@ func (lineFormatter) Format(e *logrus.Entry) ([]byte, error) {
 // addLogFlags adds the flags that say what is logged, and how.
 func addLogFlags(cmd *cobra.Command, log *logrus.Logger) {
 	flags := cmd.PersistentFlags()
-	flags.BoolFunc("verbose", "the same as --log-level=debug; check also shows points that are ok, of several units", func(value string) error {
+	flags.BoolFunc("verbose", "the same as --log-level=debug; check also shows the points that are ok", func(value string) error {
 		if value == "true" {
 			log.SetLevel(logrus.DebugLevel)
 		}

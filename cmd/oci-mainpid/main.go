@@ -85,6 +85,8 @@ func command(log *logrus.Logger) *cobra.Command {
 		Long:          "oci-mainpid lets a system service run its podman container as a user,\nwith the container's conmon as the service's main process.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
+
+		ValidArgsFunction: cobra.NoFileCompletions, // after a word that is no command
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usageError(fmt.Errorf("unknown command %q", args[0]))

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,7 +68,10 @@ func (p place) generate(args ...string) (stdout, stderr string, err error) {
 	planner.FindQuadlet = func() (string, bool, error) { return p.path("quadlet"), false, nil }
 	planner.UnitDirs = nil
 	var o, e bytes.Buffer
-	cmd := newGenerateCommand(generation{planner: planner, log: newLog(&e)})
+	running := func(_ context.Context, services []string) []string {
+		return slices.DeleteFunc(services, func(name string) bool { return name != "running.service" })
+	}
+	cmd := newGenerateCommand(generation{planner: planner, log: newLog(&e), running: running})
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	cmd.SetFlagErrorFunc(command(newLog(io.Discard)).FlagErrorFunc())
 	cmd.SetArgs(append([]string{"--systemd-version=257", "--output-dir=" + p.path("out")}, args...))
@@ -104,6 +109,92 @@ func TestGenerate(t *testing.T) {
 	// Once more, over its own file, which it does not read.
 	if _, _, err := p.generate("--user=db", "--cgroup=user", "web.service"); err != nil || !strings.Contains(p.read(path), "User=db") {
 		t.Errorf("a second time: %v", err)
+	}
+}
+
+// TestGenerateRunning: a unit that runs as root is stopped by root's commands.
+func TestGenerateRunning(t *testing.T) {
+	p := newPlace(t)
+	p.write("running.service", unit)
+	p.write("stopped.service", unit)
+	stdout, _, err := p.generate("--user=web", "running.service", "stopped.service")
+	if err != nil || !strings.HasSuffix(stdout, "\nrun: systemctl stop running.service && systemctl daemon-reload && systemctl restart running.service stopped.service\n") {
+		t.Errorf("%v: %s", err, stdout)
+	}
+}
+
+// TestGenerateByName: a word is the name of a service, as for the other commands.
+func TestGenerateByName(t *testing.T) {
+	p := newPlace(t)
+	p.write("units/web.service", unit)
+	p.write("units/i@.service", unit)
+	p.write("q/front.container", "[Container]\nImage=x\n[Service]\nUser=web\n")
+	p.write("q/named.container", "[Container]\nImage=x\nServiceName=other\n[Service]\nUser=web\n")
+	planner := quadlet.Planner{UnitDirs: []string{p.path("units"), p.path("none")}, Dirs: []string{p.path("q")}}
+	for arg, want := range map[string]string{
+		"web":                 "units/web.service",
+		"web.service":         "units/web.service",
+		"i@":                  "units/i@.service",
+		"front":               "q/front.container",
+		"other.service":       "q/named.container",
+		"named":               "units/named.service", // which is not there
+		p.path("x/web"):       "x/web",
+		p.path("web.service"): "web.service",
+	} {
+		if got := planner.File(arg); got != p.path(want) {
+			t.Errorf("%s: %s, want %s", arg, got, p.path(want))
+		}
+	}
+	if got := planner.File("front.container"); got != "front.container" {
+		t.Errorf("a Quadlet file in the current directory: %s", got)
+	}
+	if got := quadlet.PodmanServices([]string{p.path("units"), p.path("none")}); strings.Join(got, " ") != "i@.service web.service" {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestGenerateRemove: what was written for a unit goes, and that of the user's manager
+// with the user's last unit.
+func TestGenerateRemove(t *testing.T) {
+	p := newPlace(t)
+	for _, name := range []string{"a.service", "b.service"} {
+		p.write(name, unit)
+		if _, _, err := p.generate("--user=web", name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.write("out/b.service.d/60-own.conf", "[Service]\n")
+	p.write("out/foreign.service.d/50-oci-mainpid.conf", "[Service]\n")
+	for arg, want := range map[string]string{
+		"foreign":   "foreign.service: " + p.path("out/foreign.service.d/50-oci-mainpid.conf") + " was not made by oci-mainpid generate",
+		"c":         "c.service: oci-mainpid generate has written nothing for it",
+		"user@1000": "user@1000.service: ",
+	} {
+		if stdout, _, err := p.generate("--remove", "a.service", arg); err == nil || !strings.HasPrefix(err.Error(), want) || stdout != "" {
+			t.Errorf("%s: %v, %s", arg, err, stdout)
+		}
+	}
+	if stdout, _, err := p.generate("--remove", "--dry-run", "a.service"); err != nil || stdout != "would remove "+p.path("out/a.service.d/50-oci-mainpid.conf")+"\n" || p.read("out/a.service.d/50-oci-mainpid.conf") == "" {
+		t.Errorf("--dry-run: %v, %s", err, stdout)
+	}
+	stdout, stderr, err := p.generate("--remove", "a")
+	if err != nil || stdout != "removed "+p.path("out/a.service.d/50-oci-mainpid.conf")+"\nrun: systemctl daemon-reload\n" || !strings.Contains(stderr, "a.service has no User=, so from now on the unit runs as root; to keep it from being started, type: systemctl disable a.service") {
+		t.Errorf("the first: %v, %s%s", err, stdout, stderr)
+	}
+	stdout, _, err = p.generate("--remove", "b.service")
+	if err != nil || strings.Count(stdout, "removed ") != 3 || !strings.Contains(stdout, "out/user@1000.service.d/") {
+		t.Errorf("the last: %v, %s", err, stdout)
+	}
+	var left []string
+	entries, err := os.ReadDir(p.path("out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if got := strings.Join(left, " "); got != "b.service.d foreign.service.d" {
+		t.Errorf("left: %s", got)
 	}
 }
 

@@ -53,7 +53,7 @@ type NoIDsError struct {
 }
 
 func (e *NoIDsError) Error() string {
-	return fmt.Sprintf("user %q has no subordinate %s IDs; give it a free range: %s", e.User, strings.Join(e.Missing, " and "), e.Remedy())
+	return fmt.Sprintf("user %q has no subordinate %s IDs; type: %s && systemctl daemon-reload", e.User, strings.Join(e.Missing, " and "), e.Remedy())
 }
 
 // Remedy returns the command that gives the user all missing IDs.
@@ -160,6 +160,27 @@ func (a *Accounts) lookup(ctx context.Context, nameOrUID string) (Account, error
 	}
 	missing.Free = a.FreeIDs()
 	return account, missing
+}
+
+// Names returns the names in passwd of the users who have subordinate IDs, sorted. They
+// are those that can run containers now.
+func (a *Accounts) Names() []string {
+	ranges, err := user.ParseSubIDFile(filepath.Join(a.etc(), "subuid"))
+	if err != nil {
+		return nil
+	}
+	users, err := user.ParsePasswdFileFilter(filepath.Join(a.etc(), "passwd"), func(u user.User) bool {
+		return u.Uid != 0 && slices.ContainsFunc(ranges, func(r user.SubID) bool { return isTheirs(r, u.Name, u.Uid) })
+	})
+	if err != nil {
+		return nil
+	}
+	names := make([]string, len(users))
+	for i, u := range users {
+		names[i] = u.Name
+	}
+	slices.Sort(names)
+	return names
 }
 
 func isTheirs(r user.SubID, name string, uid int) bool {

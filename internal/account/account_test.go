@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -143,5 +144,23 @@ func TestSharesIDsWith(t *testing.T) {
 	write(t, etc+"/subgid", "web:100000:65536\n")
 	if name := accounts.SharesIDsWith(Account{Name: "web", UID: 1000}); name != "" {
 		t.Errorf("web shares with %q", name)
+	}
+}
+
+func TestNames(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"passwd": "root:x:0:0::/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\nbare:x:1001:1001::/:/bin/sh\ndb:x:1002:1002::/:/bin/sh\n",
+		"subuid": "web:100000:65536\n1002:165536:65536\nroot:1:1\ngone:2:1\n",
+	} {
+		if err := os.WriteFile(dir+"/"+name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := (&Accounts{Etc: dir}).Names(); !slices.Equal(got, []string{"db", "web"}) {
+		t.Errorf("%q", got)
+	}
+	if got := (&Accounts{Etc: dir + "/none"}).Names(); got != nil {
+		t.Errorf("without files: %q", got)
 	}
 }

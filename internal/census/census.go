@@ -309,6 +309,22 @@ func (s Start) Of(all []Conmon) (current, leftOver []Conmon) {
 	return current, leftOver
 }
 
+// Elsewhere returns the conmons that name the unit and are not of its user. ofRoot are
+// root's, which only root can have started so. claiming are those of other users, who
+// may write any unit's name.
+func (s Start) Elsewhere(all []Conmon) (ofRoot, claiming []Conmon) {
+	for _, c := range all {
+		switch {
+		case c.UID == s.UID:
+		case c.UID == 0 && (c.Unit == s.Unit || c.InvocationID != "" && c.InvocationID == s.InvocationID):
+			ofRoot = append(ofRoot, c)
+		case c.UID != 0 && c.Unit == s.Unit:
+			claiming = append(claiming, c)
+		}
+	}
+	return ofRoot, claiming
+}
+
 func (s Start) contains(cgroup string) bool {
 	return s.ControlGroup != "" && strings.HasPrefix(cgroup+"/", s.ControlGroup+"/")
 }

@@ -329,6 +329,21 @@ func TestOf(t *testing.T) {
 	}
 }
 
+func TestElsewhere(t *testing.T) {
+	all := []Conmon{
+		{PID: 1, UID: 1000, Unit: "web.service", InvocationID: "now"},
+		{PID: 2, UID: 0, Unit: "web.service", InvocationID: "old"},
+		{PID: 3, UID: 0, InvocationID: "now"},
+		{PID: 4, UID: 0, Unit: "db.service"},
+		{PID: 5, UID: 1001, Unit: "web.service"},
+		{PID: 6, UID: 1001, InvocationID: "now"},
+	}
+	ofRoot, claiming := Start{Unit: "web.service", UID: 1000, InvocationID: "now"}.Elsewhere(all)
+	if len(ofRoot) != 2 || ofRoot[0].PID != 2 || ofRoot[1].PID != 3 || len(claiming) != 1 || claiming[0].PID != 5 {
+		t.Errorf("%v, %v", ofRoot, claiming)
+	}
+}
+
 func TestMainOf(t *testing.T) {
 	kube := []Conmon{{PID: 1, Container: "p-infra"}, {PID: 2, Container: "0123456789ab-service"}}
 	for name, c := range map[string]struct {

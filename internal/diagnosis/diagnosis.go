@@ -80,9 +80,9 @@ var levels = map[Level]struct {
 	Fail: {"FAIL", terminal.Bad},
 }
 
-// Write writes the points for people, object by object. If there are several units, it
-// only counts the points with the level OK, and a point that an earlier unit has, too,
-// refers to that unit. With all it writes every point in full.
+// Write writes the points for people, object by object. It only counts the points with
+// the level OK, and a point that an earlier object has, too, refers to that object. With
+// all it writes every point in full.
 func Write(o *terminal.Output, list []Point, all bool) {
 	var objects []string
 	for _, p := range list {
@@ -90,7 +90,6 @@ func Write(o *terminal.Output, list []Point, all bool) {
 			objects = append(objects, p.Object)
 		}
 	}
-	brief := !all && len(objects) > 2
 	said := map[Point]string{} // where, by the point without its object
 	for _, object := range objects {
 		title := object
@@ -102,7 +101,7 @@ func Write(o *terminal.Output, list []Point, all bool) {
 		for _, p := range list {
 			switch {
 			case p.Object != object:
-			case p.Level == OK && brief:
+			case p.Level == OK && !all:
 				good++
 			default:
 				shown = append(shown, p)
@@ -115,7 +114,7 @@ func Write(o *terminal.Output, list []Point, all bool) {
 		for _, p := range shown {
 			key := p
 			key.Object = ""
-			if earlier := said[key]; brief && earlier != "" {
+			if earlier := said[key]; !all && earlier != "" {
 				writeLine(o, p.Level, p.What, "as of "+terminal.Clean(earlier))
 				continue
 			}

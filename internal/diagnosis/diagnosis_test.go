@@ -200,6 +200,10 @@ func TestUnits(t *testing.T) {
 		"refused": {func(u *UnitFacts) {
 			u.Unit.Start = []manager.Command{{Path: "/usr/bin/oci-mainpid", Arguments: []string{"", "refuse", "--unit=x", "no such user"}}}
 		}, "unit", Fail, "no such user", "daemon-reload"},
+		"refused, without subordinate IDs": {func(u *UnitFacts) {
+			u.Unit.Start = []manager.Command{{Path: "/usr/bin/oci-mainpid", Arguments: []string{"", "refuse", "--unit=x", "no IDs"}}}
+			u.Dropin.Planned = &quadlet.Decision{Err: fmt.Errorf("x: %w", &account.NoIDsError{User: "web", Missing: []string{"user", "group"}, Free: "231072-296607"})}
+		}, "unit", Fail, "no IDs", "usermod --add-subuids 231072-296607 --add-subgids 231072-296607 web && systemctl daemon-reload && systemctl restart web.service"},
 		"changed on disk":            {func(u *UnitFacts) { u.Unit.NeedReload = true }, "unit", Fail, "have changed", "daemon-reload"},
 		"no drop-in":                 {func(u *UnitFacts) { u.Dropin, u.Unit.Post, u.Unit.Pre = Dropin{}, nil, nil }, "drop-in", Fail, "is not there", again},
 		"the generator's is missing": {func(u *UnitFacts) { u.Dropin = Dropin{Planned: &quadlet.Decision{}} }, "drop-in", Fail, "no drop-in of the generator", "systemctl daemon-reload"},
@@ -283,11 +287,43 @@ func TestUnits(t *testing.T) {
 		"left over, forged": {func(u *UnitFacts) {
 			u.Status = status.Service{ActiveState: "failed", Problem: "still runs", LeftOver: []status.Conmon{{PID: 5, ContainerID: "$(reboot)"}}}
 		}, "main process", Fail, "still runs", "kill 5"},
-		"a volume": {func(u *UnitFacts) { u.Unit.Post, u.Unit.Type = nil, "oneshot" }, "drop-in", OK, "", ""},
+		"another user's container": {func(u *UnitFacts) {
+			no := false
+			u.Status.Agrees, u.Status.Problem, u.Status.Remedy = &no, "still runs as UID 1001", "systemctl restart web.service"
+		}, "main process", Fail, "still runs as UID 1001", "systemctl restart web.service"},
+		"a claim of another user's": {func(u *UnitFacts) { u.Status.Claiming = []status.Claim{{UID: 1001}} }, "main process", OK, "", ""},
+		"a volume":                  {func(u *UnitFacts) { u.Unit.Post, u.Unit.Type = nil, "oneshot" }, "drop-in", OK, "", ""},
 	} {
 		u := goodUnit()
 		c.change(&u)
 		expect(t, name, u.Points(), c.what, c.level, c.found, c.remedy)
+	}
+}
+
+// TestGone: a unit that runs and has lost its file, or its user, gets what ends its
+// container.
+func TestGone(t *testing.T) {
+	for name, change := range map[string]func(*UnitFacts){
+		"no file": func(u *UnitFacts) {
+			u.Unit.Start = []manager.Command{{Path: "/usr/bin/oci-mainpid", Arguments: []string{"", "refuse", "--unit=x", "its file is gone"}}}
+		},
+		"no user": func(u *UnitFacts) {
+			u.Unit.User, u.Unit.Post, u.Dropin.Origin = "", nil, dropin.NewGone("web.service", handover.Record{}, dropin.Programs{}).Origin
+			u.Dropin.Origin.Format, u.Dropin.Planned, u.Dropin.Current = u.Unit.Origin.Format, nil, false
+		},
+	} {
+		u := goodUnit()
+		u.Status = status.Service{ActiveState: "active", Problem: "still runs", Remedy: "systemctl stop web.service"}
+		change(&u)
+		var fixes []string
+		for _, p := range u.Points() {
+			if p.Level != OK {
+				fixes = append(fixes, p.What+": "+p.Fix)
+			}
+		}
+		if got := fixes[len(fixes)-1]; got != "main process: systemctl stop web.service" || name == "no user" && len(fixes) != 1 {
+			t.Errorf("%s: %q", name, fixes)
+		}
 	}
 }
 

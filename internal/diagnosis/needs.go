@@ -116,14 +116,16 @@ func (r *Reader) readNeeds(ctx context.Context, u *UnitFacts) {
 		unprivileged = 0
 	}
 	down := u.Unit.ActiveState == "inactive" || u.Unit.ActiveState == "failed"
+	var commands []podmancmd.Podman
 	for _, c := range slices.Concat(u.Unit.Pre, u.Unit.Start) {
 		if len(c.Arguments) == 0 || c.AsRoot() {
 			continue
 		}
-		p, ok := podmancmd.ParseArguments(c.Path, c.Arguments[1:])
-		if !ok {
-			continue
+		if p, ok := podmancmd.ParseArguments(c.Path, c.Arguments[1:]); ok {
+			commands = append(commands, p)
 		}
+	}
+	for _, p := range commands {
 		for _, value := range values(p, "publish", "p") {
 			for _, port := range hostPorts(value) {
 				number, _, _ := strings.Cut(port, "/")
@@ -140,11 +142,23 @@ func (r *Reader) readNeeds(ctx context.Context, u *UnitFacts) {
 		}
 		for _, value := range values(p, "volume", "v") {
 			path, _, _ := strings.Cut(value, ":")
+			if strings.HasPrefix(path, "~") {
+				add("the source of --volume (Volume=), "+path+": podman knows no ~", "write %h for the home of "+u.Account.Name+", then: systemctl daemon-reload")
+			}
 			u.needsFile(add, "the source of --volume (Volume=)", path, false)
+		}
+		for _, value := range values(p, "mount") {
+			if path := bindSource(value); path != "" {
+				u.needsFile(add, "the source of --mount (Mount=)", path, false)
+			}
+		}
+		if path := imageFile(p); path != "" {
+			u.needsFile(add, "the image (Image=)", path, true)
 		}
 		if p.PlaysKube() && len(p.Arguments()) > 0 {
 			u.needsFile(add, "the kube file (Yaml=)", p.Arguments()[0], true)
 		}
+		u.needsOfStore(add, p, commands)
 	}
 	for _, key := range []string{"Requires", "BindsTo", "Requisite"} {
 		for _, name := range u.Unit.Properties.Strings(key) {
@@ -166,6 +180,38 @@ func values(p podmancmd.Podman, names ...string) (found []string) {
 		}
 	}
 	return found
+}
+
+// bindSource returns the source in a value of podman's --mount, if that is a bind mount.
+func bindSource(value string) (source string) {
+	isBind := false
+	for _, part := range strings.Split(value, ",") {
+		switch key, text, _ := strings.Cut(part, "="); key {
+		case "type":
+			isBind = text == "bind"
+		case "src", "source":
+			source = text
+		}
+	}
+	if !isBind {
+		return ""
+	}
+	return source
+}
+
+// imageFile returns the file or directory from which podman is to take the image of a
+// container, "" for an image by name, containers-transports(5).
+func imageFile(p podmancmd.Podman) string {
+	if !p.CreatesContainer() || len(p.Arguments()) == 0 {
+		return ""
+	}
+	transport, path, _ := strings.Cut(p.Arguments()[0], ":")
+	switch transport {
+	case "dir", "docker-archive", "oci", "oci-archive":
+		path, _, _ = strings.Cut(path, ":")
+		return path
+	}
+	return ""
 }
 
 // needsFile looks at a file that podman opens as the unit's user, as far as nobody but

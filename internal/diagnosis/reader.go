@@ -311,6 +311,9 @@ func (r *Reader) Unit(ctx context.Context, name string) UnitFacts {
 	}
 	u.Dropin = r.planner.compare(ctx, u.Unit)
 	u.Limits = limitSettings(u.Unit, r.tasksMax)
+	if u.Unit.Ours() || u.Unit.User != "" {
+		u.Status = r.status(ctx, u.Unit)
+	}
 	if u.Unit.User == "" {
 		return u
 	}
@@ -321,12 +324,15 @@ func (r *Reader) Unit(ctx context.Context, name string) UnitFacts {
 		r.readUser(ctx, &u)
 		r.readNeeds(ctx, &u)
 	}
-	processes, _ := r.conmons() // none, if there is an error
-	if executables := u.Unit.Conmon(); !slices.Equal(executables, conmonbridge.Executables) {
-		processes, _ = census.Take(ctx, map[int]bool{u.Unit.UID: true}, executables)
-	}
-	u.Status = status.Of(u.Unit, processes.Conmons)
 	return u
+}
+
+func (r *Reader) status(ctx context.Context, u *manager.Unit) status.Service {
+	processes, _ := r.conmons() // none, if there is an error
+	if executables := u.Conmon(); !slices.Equal(executables, conmonbridge.Executables) {
+		processes, _ = census.Take(ctx, map[int]bool{u.UID: true}, executables)
+	}
+	return status.Of(u, processes.Conmons)
 }
 
 // readUser gathers the facts about the unit's user.

@@ -73,10 +73,12 @@ type Home struct {
 func (u UnitFacts) Points() []Point {
 	p := &points{object: u.Name}
 	if !u.loaded(p) {
+		u.changed(p)
 		return p.list
 	}
 	u.dropin(p)
 	if u.Unit.User == "" {
+		u.changed(p)
 		return p.list
 	}
 	u.account(p)
@@ -114,7 +116,11 @@ func (u UnitFacts) loaded(p *points) bool {
 		return false
 	}
 	if reason := u.Unit.Refused(); reason != "" {
-		p.fail(what, "oci-mainpid keeps it from starting: "+reason, "correct that, then: systemctl daemon-reload && systemctl restart "+name)
+		fix := "correct that, then: "
+		if missing := (*account.NoIDsError)(nil); u.Dropin.Planned != nil && errors.As(u.Dropin.Planned.Err, &missing) {
+			fix = missing.Remedy() + " && "
+		}
+		p.fail(what, "oci-mainpid keeps it from starting: "+reason, fix+"systemctl daemon-reload && systemctl restart "+name)
 		return false
 	}
 	if u.Unit.NeedReload {
@@ -139,7 +145,7 @@ func (u UnitFacts) account(p *points) {
 	missing := (*account.NoIDsError)(nil)
 	switch {
 	case errors.As(u.AccountErr, &missing):
-		p.fail(what, fmt.Sprintf("%s has no subordinate %s IDs", name, strings.Join(missing.Missing, " and ")), missing.Remedy())
+		p.fail(what, fmt.Sprintf("%s has no subordinate %s IDs", name, strings.Join(missing.Missing, " and ")), missing.Remedy()+" && systemctl daemon-reload && systemctl restart "+terminal.Quote(u.Name))
 		return
 	case errors.Is(u.AccountErr, account.ErrNoAnswer):
 		p.fail(what, u.AccountErr.Error(), "see whether this answers: getent passwd "+name)
@@ -356,11 +362,23 @@ func (u UnitFacts) limits(p *points) {
 	p.ok(what, set+" bind the container")
 }
 
+// mainProcess is the point of mainPID and changed.
+const mainProcess = "main process"
+
+// changed judges what runs and is not what the unit's files say now.
+func (u UnitFacts) changed(p *points) {
+	if u.Status.Remedy != "" {
+		p.fail(mainProcess, u.Status.Problem, u.Status.Remedy)
+	}
+}
+
 func (u UnitFacts) mainPID(p *points) {
-	const what = "main process"
+	const what = mainProcess
 	s := u.Status
 	name := terminal.Quote(u.Name)
 	switch {
+	case s.Remedy != "":
+		u.changed(p)
 	case len(s.LeftOver) > 0:
 		p.fail(what, s.Problem, u.remove(s.LeftOver[0]))
 	case s.Agrees != nil && !*s.Agrees:
@@ -408,6 +426,8 @@ func (u UnitFacts) dropin(p *points) {
 		// The point "user" has this error.
 	case d.Err != nil:
 		p.warn(what, fmt.Sprintf("%s could not be compared with what would be written now: %v", d.Path, d.Err), u.regenerate())
+	case d.Origin.IsGone():
+		p.ok(what, "none any more: what is in "+shorten(d.Path)+" only ends what was started before")
 	case d.Foreign:
 		p.ok(what, d.Path+", written by hand, not compared")
 	case d.Current:

@@ -210,13 +210,10 @@ type Delivery struct {
 // process. postStart and postStop are the unit's own lines of ExecStartPost= and
 // ExecStopPost=, if they must run after notify-mainpid. nil leaves them before it.
 func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart, postStop []string) {
-	mainPIDFile, resultFile := handover.Files(d.Unit, a.UID)
-	name, argument, word := unitfile.QuoteArgument(d.Unit), unitfile.QuoteArgument, unitfile.QuoteWord
+	mainPIDFile, resultFile, operands := d.operands(a.UID)
+	word := unitfile.QuoteWord
 	if unitfile.IsTemplate(d.Unit) {
-		// Only systemd knows the instance's name, so %n stands for it.
-		mainPIDFile, resultFile = handover.Files("%n", a.UID)
-		asIs := func(text string) string { return text }
-		name, argument, word = "%n", asIs, asIs
+		word = func(text string) string { return text } // with %n
 	}
 	// If the mount does not exist or fails, the directory is in /run itself.
 	wanted := runMount
@@ -227,7 +224,6 @@ func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart,
 	d.SetUnit("After", wanted)
 	helper := "+" + unitfile.QuoteArgument(p.NotifyMainPID)
 	uid := " --user=" + strconv.Itoa(a.UID)
-	operands := " --unit=" + name + " " + argument(mainPIDFile) + " " + argument(resultFile)
 
 	prepare := helper + " --prepare"
 	if how.OpenFile {
@@ -253,7 +249,30 @@ func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart,
 	}
 	d.Set("ExecStartPre", prepare+operands)
 	d.setFirst("ExecStartPost", notify+operands, postStart)
-	d.setFirst("ExecStopPost", "-"+helper+" --forget"+operands, postStop)
+	d.setFirst("ExecStopPost", forget(p)+operands, postStop)
+}
+
+// operands returns the unit's mainpid and result files, and what follows the options of
+// notify-mainpid.
+func (d *Dropin) operands(uid int) (mainPIDFile, resultFile, operands string) {
+	unit, quote := d.Unit, unitfile.QuoteArgument
+	if unitfile.IsTemplate(unit) {
+		// Only systemd knows the instance's name, so %n stands for it.
+		unit, quote = "%n", func(text string) string { return text }
+	}
+	mainPIDFile, resultFile = handover.Files(unit, uid)
+	return mainPIDFile, resultFile, " --unit=" + quote(unit) + " " + quote(mainPIDFile) + " " + quote(resultFile)
+}
+
+func forget(p Programs) string {
+	return "-+" + unitfile.QuoteArgument(p.NotifyMainPID) + " --forget"
+}
+
+// Forget adds a line that ends what is left of a start as the user with that UID, once
+// the unit has stopped.
+func (d *Dropin) Forget(uid int, p Programs) {
+	_, _, operands := d.operands(uid)
+	d.Set("ExecStopPost", forget(p)+operands)
 }
 
 // setFirst adds a line to an Exec setting. If others is not nil, it replaces the
@@ -281,8 +300,13 @@ func Refusal(unit string, origin Origin, p Programs, reason error) *Dropin {
 	if unitfile.IsTemplate(unit) {
 		name = "%n"
 	}
-	d.Set("ExecStart", unitfile.QuoteArgument(p.OCIMainPID)+" refuse --unit="+name+" "+unitfile.QuoteArgument(reason.Error()))
+	d.Set("ExecStart", refuse(name, p, reason.Error()))
 	return d
+}
+
+// refuse is a command that fails and logs the reason.
+func refuse(quotedUnit string, p Programs, reason string) string {
+	return unitfile.QuoteArgument(p.OCIMainPID) + " refuse --unit=" + quotedUnit + " " + unitfile.QuoteArgument(reason)
 }
 
 // ExecKeys are the settings that hold command lines, systemd.service(5).

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -43,6 +44,22 @@ func recordFile(resultFile string) string {
 func ReadRecord(unit string) (Record, error) {
 	_, resultFile := Files(unit, 0)
 	return RecordBeside(resultFile)
+}
+
+// Recorded returns the units that may have a record, sorted: those that run, that start,
+// or of which a stop has left something.
+func Recorded() []string {
+	entries, err := os.ReadDir(Dir)
+	if err != nil {
+		return nil
+	}
+	var units []string
+	for _, e := range entries {
+		if e.IsDir() && strings.HasSuffix(e.Name(), ".service") {
+			units = append(units, e.Name())
+		}
+	}
+	return units
 }
 
 // RecordBeside returns the record beside a unit's result file, as ReadRecord does.

@@ -119,6 +119,17 @@ func End(ctx context.Context, r handover.Record) (killed int, err error) {
 	return killed, nil
 }
 
+// Lives reports whether anything of the start still lives: its conmon, or a process in
+// its control groups.
+func Lives(r handover.Record) bool {
+	if p, err := proc.Read(r.Conmon); err == nil && p.Start == r.Start && !p.Ended() {
+		return true
+	}
+	return slices.ContainsFunc(r.Cgroups, func(cgroup string) bool {
+		return isBelowManager(cgroup, r.UID) && len(processes(cgroup)) > 0
+	})
+}
+
 // empty kills the user's processes in a control group, and below, until there are
 // none.
 func empty(ctx context.Context, cgroup string, uid int) (killed int, err error) {

@@ -201,3 +201,25 @@ func TestCgroups(t *testing.T) {
 		t.Errorf("another user's: %q", got)
 	}
 }
+
+func TestLives(t *testing.T) {
+	self, err := proc.Read(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !Lives(handover.Record{Conmon: os.Getpid(), Start: self.Start}) {
+		t.Error("conmon lives")
+	}
+	r := handover.Record{UID: uid, Conmon: os.Getpid(), Start: self.Start + 1, Cgroups: []string{"/", container}}
+	if Lives(r) {
+		t.Error("conmon's PID is another process's by now, and it lives")
+	}
+	makeGroup(t, container)
+	if Lives(r) {
+		t.Error("an empty control group lives")
+	}
+	start(t, container, uid, "sleep", "1000")
+	if !Lives(r) {
+		t.Error("a container lives")
+	}
+}

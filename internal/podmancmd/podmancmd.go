@@ -237,7 +237,7 @@ func options(words []unitfile.Word, switches map[string]bool, letters string) (f
 }
 
 // groups are the subcommands that have subcommands of their own, podman(1).
-var groups = set("artifact", "container", "healthcheck", "image", "kube", "network", "play", "pod", "quadlet", "system", "volume")
+var groups = set("artifact", "container", "healthcheck", "image", "kube", "network", "play", "pod", "quadlet", "secret", "system", "volume")
 
 // globalSwitches are podman's own options without a value, podman(1).
 var globalSwitches = set("help", "noout", "remote", "syslog", "trace", "transient-store", "version")

@@ -34,10 +34,11 @@ func TestPage(t *testing.T) {
 		return words
 	}
 	var keys []string
-	for _, of := range []reflect.Type{reflect.TypeFor[Service](), reflect.TypeFor[Conmon]()} {
+	for _, of := range []reflect.Type{reflect.TypeFor[Service](), reflect.TypeFor[Conmon](), reflect.TypeFor[Claim]()} {
 		for i := range of.NumField() {
-			key, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
-			keys = append(keys, key)
+			if key, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ","); key != "" && key != "-" {
+				keys = append(keys, key)
+			}
 		}
 	}
 	slices.Sort(keys)

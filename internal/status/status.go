@@ -8,14 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/census"
 	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/leftover"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/story"
+	"oci-mainpid-hook/internal/terminal"
 )
 
 // Service is the status of one service. Its texts may be a user's and need cleaning,
@@ -43,7 +46,23 @@ type Service struct {
 	LastError string `json:"last_error,omitempty"`
 	// LeftOver are conmons of earlier starts, which systemd does not watch.
 	LeftOver []Conmon `json:"left_over,omitempty"`
+	// OfRoot are root's conmons that were started for the unit.
+	OfRoot []Conmon `json:"of_root,omitempty"`
+	// Claiming are conmons of other users that name the unit. Any user can have such a
+	// conmon, so it may have nothing to do with the unit.
+	Claiming []Claim `json:"claiming,omitempty"`
+	// Remedy is what to type because of Problem, empty if that depends.
+	Remedy string `json:"-"`
 }
+
+// Claim is a conmon of a user who is not the unit's.
+type Claim struct {
+	UID int `json:"uid"`
+	Conmon
+}
+
+// maxElsewhere bounds how many conmons OfRoot and Claiming have each.
+const maxElsewhere = 10
 
 // Conmon is podman's view of a service.
 type Conmon struct {
@@ -67,20 +86,73 @@ var errNoConmon = errors.New("no conmon of this start runs")
 func Of(u *manager.Unit, all []census.Conmon) Service {
 	file := u.Env(handover.EnvMainPIDFile)
 	s := statusOf(u, all, census.ReadPID(cmp.Or(handover.UserDirOf(file), handover.Dir), file), census.Start.Verify)
+	s.elsewhere(u, all)
 	if record, err := handover.ReadRecord(u.Name); err == nil {
-		s.changed(u, record)
+		s.changed(u, record, leftover.Lives)
 	}
 	return s
 }
 
-// changed says so if what runs is not what the unit's files say now.
-func (s *Service) changed(u *manager.Unit, record handover.Record) {
-	if u.Origin.UID == 0 || record.UID == u.Origin.UID {
+// elsewhere adds the conmons that name the unit and are not its user's.
+func (s *Service) elsewhere(u *manager.Unit, all []census.Conmon) {
+	if !u.Ours() || u.UID == 0 {
+		return // root's own
+	}
+	ofRoot, claiming := census.Start{Unit: u.Name, UID: u.UID, InvocationID: u.InvocationID}.Elsewhere(all)
+	for _, c := range ofRoot {
+		// A unit that runs may have a command of root's, beside its user's.
+		if (c.InvocationID != u.InvocationID || s.Conmon == nil) && len(s.OfRoot) < maxElsewhere {
+			s.OfRoot = append(s.OfRoot, newConmon(c))
+		}
+	}
+	for _, c := range claiming[:min(len(claiming), maxElsewhere)] {
+		s.Claiming = append(s.Claiming, Claim{c.UID, newConmon(c)})
+	}
+	if len(s.OfRoot) == 0 {
+		return
+	}
+	c := s.OfRoot[0]
+	if u.ActiveState == "active" && s.Conmon == nil {
+		no := false
+		s.Agrees = &no
+	}
+	s.Problem = fmt.Sprintf("container %s still runs as root, from before the unit had a user (conmon %d)", c.Container, c.PID)
+	s.Remedy = "kill " + strconv.Itoa(c.PID)
+	if isID(c.ContainerID) {
+		s.Remedy = fmt.Sprintf("podman rm -f %.12s", c.ContainerID)
+	}
+	if u.ActiveState != "inactive" && u.ActiveState != "failed" {
+		s.Remedy += " && systemctl restart " + terminal.Quote(u.Name)
+	}
+}
+
+// isID reports whether text is the ID of a container, which may be typed.
+func isID(text string) bool {
+	return len(text) == 64 && strings.Trim(text, "0123456789abcdef") == ""
+}
+
+// changed says so if what runs is not what the unit's files say now. lives is
+// leftover.Lives.
+func (s *Service) changed(u *manager.Unit, record handover.Record, lives func(handover.Record) bool) {
+	_, notifies := u.Notifier()
+	if notifies && (u.Origin.UID == 0 || record.UID == u.Origin.UID) || !u.Ours() || !lives(record) {
 		return
 	}
 	no := false
 	s.Agrees = &no
-	s.Problem = fmt.Sprintf("container %s still runs as UID %d: the unit's user has become %s since it was started; systemctl restart ends it", record.Container, record.UID, u.Origin.User)
+	s.Problem = fmt.Sprintf("container %s still runs as UID %d: ", record.Container, record.UID)
+	name := terminal.Quote(u.Name)
+	s.Remedy = "systemctl restart " + name
+	switch reason := u.Refused(); {
+	case reason != "":
+		s.Problem += reason
+		s.Remedy = "systemctl stop " + name
+	case notifies:
+		s.Problem += fmt.Sprintf("the unit's user has become %s since it was started", u.Origin.User)
+	default:
+		s.Problem += "the unit has no user any more"
+	}
+	s.Problem += "; " + s.Remedy + " ends it"
 }
 
 // statusOf is Of. told is the PID in the mainpid file, and verify is
@@ -184,14 +256,13 @@ func Read(ctx context.Context, m *manager.Manager, names []string, look func(at 
 			return nil, err
 		}
 	}
-	units, users, executables := []*manager.Unit{}, map[int]bool{}, slices.Clone(conmonbridge.Executables)
+	units, executables := []*manager.Unit{}, slices.Clone(conmonbridge.Executables)
 	for _, name := range names {
 		u, err := m.Unit(ctx, name)
 		if err != nil {
 			return nil, err
 		}
 		units = append(units, u)
-		users[u.UID] = true
 		for _, path := range u.Conmon() {
 			if !slices.Contains(executables, path) {
 				executables = append(executables, path)
@@ -199,7 +270,7 @@ func Read(ctx context.Context, m *manager.Manager, names []string, look func(at 
 		}
 	}
 	look("the processes")
-	processes, err := census.Take(ctx, users, executables)
+	processes, err := census.Take(ctx, nil, executables) // other users' may name a unit, too
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +286,10 @@ func Read(ctx context.Context, m *manager.Manager, names []string, look func(at 
 		}
 		add(s)
 	}
-	return processes.LeftOut, nil
+	// What is left out of users without a unit here is what they claim.
+	return slices.DeleteFunc(processes.LeftOut, func(l census.LeftOut) bool {
+		return l.UID != 0 && !slices.ContainsFunc(units, func(u *manager.Unit) bool { return u.UID == l.UID })
+	}), nil
 }
 
 // lastError returns why the unit failed last: in the journal's words, or else in

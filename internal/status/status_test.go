@@ -7,6 +7,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -184,16 +185,71 @@ func TestTableReplaced(t *testing.T) {
 	}
 }
 
-// TestChanged: a unit whose user has changed since its start runs as the user before.
+// TestChanged: a unit whose user has changed since its start, or is gone, runs as the
+// user before.
 func TestChanged(t *testing.T) {
-	u := &manager.Unit{Origin: dropin.Origin{User: "db", UID: 1001}}
-	var s Service
-	s.changed(u, handover.Record{UID: 1001, Container: "web"})
-	if s.Agrees != nil || s.Problem != "" {
-		t.Errorf("the same user: %+v", s)
+	refuse := []manager.Command{{Path: "/usr/bin/oci-mainpid", Arguments: []string{"oci-mainpid", "refuse", "--unit=x", "its file is gone"}}}
+	origin := dropin.Origin{Maker: dropin.Generator, User: "db", UID: 1001}
+	ours := func(change func(*manager.Unit)) *manager.Unit {
+		return unit(func(u *manager.Unit) {
+			u.Origin, u.Dropin, u.Dropins = origin, "/x/50-oci-mainpid.conf", []string{"/x/50-oci-mainpid.conf"}
+			change(u)
+		})
 	}
-	s.changed(u, handover.Record{UID: 1000, Container: "web"})
-	if s.Agrees == nil || *s.Agrees || !strings.Contains(s.Problem, "container web still runs as UID 1000: the unit's user has become db") {
-		t.Errorf("another user: %+v", s)
+	for name, c := range map[string]struct {
+		unit            *manager.Unit
+		uid             int
+		lives           bool
+		problem, remedy string
+	}{
+		"the same user":             {ours(func(u *manager.Unit) {}), 1001, true, "", ""},
+		"another user":              {ours(func(u *manager.Unit) {}), 1000, true, "container web still runs as UID 1000: the unit's user has become db", "systemctl restart web.service"},
+		"another user, and it ends": {ours(func(u *manager.Unit) {}), 1000, false, "", ""},
+		"written by hand":           {unit(nil), 1000, true, "", ""},
+		"no user any more":          {ours(func(u *manager.Unit) { u.Origin, u.Post = dropin.Origin{}, nil }), 1000, true, "the unit has no user any more", "systemctl restart web.service"},
+		"no file any more":          {ours(func(u *manager.Unit) { u.Origin, u.Post, u.Start = dropin.Origin{}, nil, refuse }), 1000, true, "its file is gone; systemctl stop web.service ends it", "systemctl stop web.service"},
+	} {
+		var s Service
+		s.changed(c.unit, handover.Record{UID: c.uid, Container: "web"}, func(handover.Record) bool { return c.lives })
+		if !strings.Contains(s.Problem, c.problem) || s.Remedy != c.remedy || (s.Problem == "") != (c.problem == "") || (s.Agrees == nil) != (c.problem == "") {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+}
+
+// TestElsewhere: root's containers of a unit are a problem with a remedy; what another
+// user claims is neither.
+func TestElsewhere(t *testing.T) {
+	id := strings.Repeat("0a", 32)
+	conmon := census.Conmon{PID: 100, UID: 1000, InvocationID: "now"}
+	claim := census.Conmon{PID: 5, UID: 1001, Unit: "web.service", Container: "evil", ContainerID: id}
+	for name, c := range map[string]struct {
+		conmons          []census.Conmon
+		active           string
+		ofRoot, claiming int
+		remedy           string
+	}{
+		"none":                         {[]census.Conmon{conmon}, "active", 0, 0, ""},
+		"another user's":               {[]census.Conmon{conmon, claim}, "active", 0, 1, ""},
+		"many of other users'":         {append(slices.Repeat([]census.Conmon{claim}, 50), conmon), "active", 0, maxElsewhere, ""},
+		"root's, from before":          {[]census.Conmon{{PID: 7, UID: 0, InvocationID: "now", ContainerID: id}}, "active", 1, 0, "podman rm -f 0a0a0a0a0a0a && systemctl restart web.service"},
+		"root's, by the unit's name":   {[]census.Conmon{conmon, {PID: 7, UID: 0, Unit: "web.service", InvocationID: "old", ContainerID: id}}, "inactive", 1, 0, "podman rm -f 0a0a0a0a0a0a"},
+		"root's, beside the user's":    {[]census.Conmon{conmon, {PID: 7, UID: 0, Unit: "web.service", InvocationID: "now", ContainerID: id}}, "active", 0, 0, ""},
+		"root's, of another unit":      {[]census.Conmon{conmon, {PID: 7, UID: 0, Unit: "db.service", InvocationID: "old", ContainerID: id}}, "active", 0, 0, ""},
+		"root's, with an odd ID":       {[]census.Conmon{{PID: 7, UID: 0, Unit: "web.service", ContainerID: "$(reboot)"}}, "failed", 1, 0, "kill 7"},
+		"a claim of the current start": {[]census.Conmon{conmon, {PID: 5, UID: 1001, InvocationID: "now"}}, "active", 0, 0, ""},
+	} {
+		u := unit(func(u *manager.Unit) { u.ActiveState = c.active })
+		s := statusOf(u, c.conmons, 0, func(census.Start, census.Conmon) error { return nil })
+		before := s.Problem
+		s.elsewhere(u, c.conmons)
+		if len(s.OfRoot) != c.ofRoot || len(s.Claiming) != c.claiming || s.Remedy != c.remedy || c.ofRoot == 0 && s.Problem != before {
+			t.Errorf("%s: %+v", name, s)
+		}
+		var b bytes.Buffer
+		WriteTable(&terminal.Output{Writer: &b, Width: 200}, []Service{s}, now)
+		if got := strings.Contains(b.String(), "a process of UID 1001 says"); got != (c.claiming > 0) || strings.Contains(b.String(), "evil") {
+			t.Errorf("%s: %s", name, b.String())
+		}
 	}
 }

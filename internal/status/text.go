@@ -1,6 +1,7 @@
 package status
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +40,14 @@ func WriteTable(o *terminal.Output, services []Service, now time.Time) {
 		)
 		if s.Conmon != nil && s.Conmon.Replaced {
 			table.Note(terminal.Cell{Text: replacedText, Style: terminal.Faint})
+		}
+		if n := len(s.Claiming); n > 0 {
+			c := s.Claiming[0]
+			text := fmt.Sprintf("a process of UID %d says that it is conmon of this unit's container (%d); anybody can say so", c.UID, c.PID)
+			if n > 1 {
+				text += fmt.Sprintf("; and %d more", n-1)
+			}
+			table.Note(terminal.Cell{Text: text, Style: terminal.Faint})
 		}
 		for _, text := range []string{s.Problem, s.LastError} {
 			if text != "" {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A setting is what a page takes for granted.
@@ -282,6 +283,38 @@ var settings = map[page]setting{
 			},
 			"usermod --append --groups systemd-journal web": func(r *reader, _ block, _ string) {
 				r.webOf("site.service", "systemd-site").assertMainPIDIsConmon()
+			},
+		},
+	},
+	"docs/user-to-system.md": {
+		before: map[string]func(r *reader, b block){
+			"Volume=%h/site:/srv": func(r *reader, _ block) { r.run("useradd", "--create-home", "web") },
+			"as_web systemctl --user stop site": func(r *reader, _ block) {
+				// What the page supposes: a unit of the user's that runs.
+				r.shell(`chown -R web: /home/web; loginctl enable-linger web; systemctl start user@$(id -u web)`)
+				web := r.webOf("site.service", "systemd-site")
+				web.run(web.as("mkdir", web.home()+"/site")...)
+				web.writeHome("site/index.html", "hello\n")
+				web.run(web.as("systemctl", "--user", "daemon-reload")...)
+				web.run(web.as("systemctl", "--user", "start", "site")...)
+				web.podman("exec", web.container, "sh", "-c", "echo kept >/data/file")
+			},
+		},
+		after: map[string]func(r *reader, b block, screen string){
+			"systemctl start site": func(r *reader, _ block, _ string) {
+				n := r.webOf("site.service", "systemd-site")
+				n.assertMainPIDIsConmon()
+				if got := n.podman("exec", n.container, "sh", "-c", "echo $(cat /data/file /srv/index.html)"); got != "kept hello" {
+					r.t.Errorf("the container has %q", got)
+				}
+				if got := n.run(n.as("systemctl", "--user", "show", "--property=LoadState", "--value", "site")...); got != "not-found" {
+					r.t.Errorf("the user's manager still has the unit: %s", got)
+				}
+			},
+			"loginctl disable-linger web": func(r *reader, _ block, _ string) {
+				time.Sleep(stopDelay + 2*time.Second)
+				r.webOf("site.service", "systemd-site").assertMainPIDIsConmon()
+				r.run("curl", "--silent", "--fail", "--retry", "5", "--retry-all-errors", "http://localhost:8080/")
 			},
 		},
 	},

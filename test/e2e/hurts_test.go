@@ -125,7 +125,7 @@ func TestByHand(t *testing.T) {
 			n := unit{u.in(m), u.name + ".service", ""}
 			m.write(path.Join(unitDir, n.name), strings.ReplaceAll(text, "NAME", u.name))
 			n.cleanUp()
-			m.run("oci-mainpid", "generate", "--user="+u.name, path.Join(unitDir, n.name))
+			m.run("oci-mainpid", "generate", "--user="+u.name, u.name) // by the unit's name
 			m.systemctl("daemon-reload")
 			return n
 		}
@@ -184,6 +184,77 @@ func TestForgedEnd(t *testing.T) {
 		// podman keeps the name of a container whose conmon was killed, and says so.
 		if running := n.podman("ps", "--format={{.Names}}"); running != "" {
 			m.t.Errorf("still running: %s", running)
+		}
+	})
+}
+
+// TestOneRound: a user who lacks subordinate IDs gets them by one line, which the journal
+// and check say, and needs one daemon-reload.
+func TestOneRound(t *testing.T) {
+	onStacks(t, func(m machine) {
+		for name, line := range map[string]func(n unit) string{
+			"the line in the journal": func(n unit) string {
+				_, line, _ := strings.Cut(n.journal(n.name), "; type: ")
+				line, _, _ = strings.Cut(line, "\n")
+				return line
+			},
+			"the line of check": func(n unit) string { return n.point("unit").Fix },
+		} {
+			m.subtest(name, func(m machine) {
+				u := m.user()
+				m.run("sed", "-i", "/^"+u.name+":/d", "/etc/subuid", "/etc/subgid")
+				u.quadlets(map[string]string{"NAME.container": sleeper + owned})
+				n := u.quadletUnit("NAME.service", "NAME")
+				if r := m.try("systemctl", "start", n.name); r.status == 0 {
+					m.t.Fatal("started without subordinate IDs")
+				}
+				typed := line(n)
+				if strings.Count(typed, "daemon-reload") != 1 || !strings.Contains(typed, "--add-subuids") || !strings.Contains(typed, "--add-subgids") {
+					m.t.Fatalf("to type: %q", typed)
+				}
+				m.shell(typed)
+				n.start()
+				n.assertMainPIDIsConmon()
+				n.stop()
+			})
+		}
+	})
+}
+
+// TestGenerateRemove: what generate wrote for a unit goes with it, and the user's manager
+// with the last unit of the user.
+func TestGenerateRemove(t *testing.T) {
+	onStacks(t, func(m machine) {
+		u := m.user()
+		manager := "user@" + u.uid + ".service"
+		one, two := u.unit(service{mode: "mixed", container: "one"}), u.unit(service{mode: "user", container: "two"})
+		for _, n := range []unit{one, two} {
+			n.start()
+			n.assertMainPIDIsConmon()
+		}
+		remove := func(n unit) {
+			r := m.try("oci-mainpid", "generate", "--remove", strings.TrimSuffix(n.name, ".service"))
+			if r.status != 0 || !strings.Contains(r.stderr, n.name+" has no User=, so from now on the unit runs as root; to keep it from being started, type: systemctl disable "+n.name) {
+				m.t.Errorf("%v", r)
+			}
+			n.assertState("inactive")
+			n.assertGone()
+			if files := n.property("DropInPaths"); files != "" {
+				m.t.Errorf("%s still has %s", n.name, files)
+			}
+		}
+		remove(one)
+		two.assertMainPIDIsConmon()
+		if got := m.property(manager, "RefuseManualStop"); got != "yes" {
+			m.t.Errorf("with one unit left, RefuseManualStop=%s", got)
+		}
+		remove(two)
+		if got := m.property(manager, "ActiveState"); got != "inactive" {
+			m.t.Errorf("with no unit left, the user's manager is %s", got)
+		}
+		m.await(u.runtimeDir()+" is removed", soon, func() bool { return m.try("test", "-e", u.runtimeDir()).status != 0 })
+		if left := m.shell(`ls -d /etc/systemd/system/*@"$1".service.d 2>/dev/null || :`, u.uid); left != "" {
+			m.t.Errorf("left: %s", left)
 		}
 	})
 }

@@ -508,6 +508,11 @@ func TestQuadletRefuses(t *testing.T) {
 				if after := m.run("podman", "ps", "--all", "--quiet", "--no-trunc"); after != before {
 					m.t.Errorf("root has a container: %s", after)
 				}
+				if strings.HasPrefix(c.name, "a misspelt section") {
+					if all := m.try("oci-mainpid", "check"); all.status != 1 || !strings.Contains(all.stdout, n.name) {
+						m.t.Errorf("check of all units does not name it: %v", all)
+					}
+				}
 			})
 		}
 	})
@@ -542,5 +547,18 @@ func TestQuadletBoot(t *testing.T) {
 		for _, name := range []string{"boot", "hand"} {
 			unit{u, name + ".service", name}.stop()
 		}
+		m.subtest("a file that Quadlet cannot read", func(m machine) {
+			broken, n := path.Join(quadletDir, "broken.container"), unit{u.in(m), "boot.service", "boot"}
+			m.write(broken, "[Container]\nthis is no setting\n")
+			m.systemctl("daemon-reload")
+			n.startFails()
+			want := "Quadlet makes no service of boot.container: it cannot read " + broken + " ("
+			if journal := n.journal(n.name); !strings.Contains(journal, want) {
+				m.t.Errorf("no %q in %s", want, journal)
+			}
+			if p := n.point("unit"); p.Level != "fail" || !strings.Contains(p.Found, want) || !strings.HasPrefix(p.Fix, "correct that") {
+				m.t.Errorf("%+v", p)
+			}
+		})
 	})
 }

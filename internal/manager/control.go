@@ -1,0 +1,110 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// stopTimeout is more than a unit has, unless its TimeoutStopSec= is longer than
+// systemd's default.
+const stopTimeout = 2 * time.Minute
+
+// Stop stops services at the same time, and waits until they have stopped. The name of a
+// template stands for its instances that are loaded. A service that systemd does not know
+// has stopped.
+func (m *Manager) Stop(ctx context.Context, names ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	waiting := map[string]chan string{}
+	for _, name := range names {
+		units, err := m.conn.ListUnitsByPatternsContext(ctx, nil, []string{strings.Replace(name, "@.service", "@*.service", 1)})
+		if err != nil {
+			return fmt.Errorf("ask systemd for %s: %w", name, err)
+		}
+		for _, u := range units {
+			done := make(chan string, 1)
+			if _, err := m.conn.StopUnitContext(ctx, u.Name, "replace", done); err != nil {
+				return fmt.Errorf("stop %s: %w", u.Name, err)
+			}
+			waiting[u.Name] = done
+		}
+	}
+	var errs []error
+	for name, done := range waiting {
+		select {
+		case result := <-done:
+			if result != "done" && result != "skipped" {
+				errs = append(errs, fmt.Errorf("stop %s: systemd says %s; see: systemctl status %[1]s", name, result))
+			}
+		case <-ctx.Done():
+			errs = append(errs, fmt.Errorf("stop %s: %w", name, context.Cause(ctx)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Reload has systemd read all unit files, and run the generators.
+func (m *Manager) Reload(ctx context.Context) error {
+	if err := m.conn.ReloadContext(ctx); err != nil {
+		return fmt.Errorf("systemctl daemon-reload: %w", err)
+	}
+	return nil
+}
+
+// NeedsManager reports whether anybody needs the manager of a user: the user lingers or
+// has a session, or an active unit needs it.
+func (m *Manager) NeedsManager(ctx context.Context, uid int, name string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := os.Lstat("/var/lib/systemd/linger/" + name); err == nil {
+		return true, nil
+	}
+	p, err := m.properties(ctx, "user@"+strconv.Itoa(uid)+".service")
+	if err != nil || p.Bool("RefuseManualStop") {
+		return true, err
+	}
+	for _, key := range []string{"WantedBy", "RequiredBy", "BoundBy"} {
+		for _, unit := range p.Strings(key) {
+			if p, err := m.properties(ctx, unit); err != nil || p.String("ActiveState") != "inactive" && p.String("ActiveState") != "failed" && !strings.HasPrefix(unit, "user-runtime-dir@") && !strings.HasPrefix(unit, "oci-mainpid-pause@") {
+				return true, err
+			}
+		}
+	}
+	return hasSession(ctx, uid)
+}
+
+// hasSession reports whether a user has a session of systemd-logind's, but that of the
+// user's manager itself, org.freedesktop.login1(5).
+func hasSession(ctx context.Context, uid int) (bool, error) {
+	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	var sessions []struct {
+		ID   string
+		UID  uint32
+		User string
+		Seat string
+		Path dbus.ObjectPath
+	}
+	const login1 = "org.freedesktop.login1"
+	if err := conn.Object(login1, "/org/freedesktop/login1").CallWithContext(ctx, login1+".Manager.ListSessions", 0).Store(&sessions); err != nil {
+		return false, err
+	}
+	for _, s := range sessions {
+		var class string
+		if int(s.UID) != uid || conn.Object(login1, s.Path).StoreProperty(login1+".Session.Class", &class) == nil && strings.HasPrefix(class, "manager") {
+			continue
+		}
+		return true, nil
+	}
+	return false, nil
+}
