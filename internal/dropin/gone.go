@@ -37,7 +37,7 @@ func (o Origin) IsGone() bool {
 func (g *Gone) UnitText() []byte {
 	text := []byte(g.Origin.String() + "\n\n[Unit]\n")
 	text = appendSetting(text, "Description", unitfile.Clip(g.Unit)+", whose file is gone")
-	text = append(text, "\n[Service]\n"...)
+	text = append(text, "\n[Service]\nType=oneshot\n"...)
 	// As long as podman-stop(1) gives a container.
 	text = appendSetting(text, "TimeoutStopSec", "10s")
 	return appendSetting(text, "ExecStart", refuse(unitfile.QuoteArgument(g.Unit), g.programs, goneReason))

@@ -213,7 +213,10 @@ func TestRemovedWhileRunning(t *testing.T) {
 			}
 			c.run("mv", c.file+".away", c.file)
 			c.systemctl("daemon-reload")
-			c.start()
+			// podman 5.4 fails once where conmon was killed, see docs/facts.md.
+			if c.try("systemctl", "start", c.name).status != 0 {
+				c.start()
+			}
 			c.assertMainPIDIsConmon()
 		})
 		m.subtest("the Quadlet file, and conmon killed", func(m machine) {
