@@ -192,8 +192,11 @@ func TestUnits(t *testing.T) {
 		level         Level
 		found, remedy string
 	}{
-		"not there":            {func(u *UnitFacts) { u.Err = fmt.Errorf("x: %w", manager.ErrNoUnit) }, "unit", Fail, "no unit of this name", "daemon-reload"},
-		"not there yet":        {func(u *UnitFacts) { u.Err, u.Dropin = manager.ErrNoUnit, Dropin{Planned: &quadlet.Decision{}} }, "unit", Fail, "has not read the file yet", "systemctl daemon-reload && systemctl start web.service"},
+		"not there":     {func(u *UnitFacts) { u.Err = fmt.Errorf("x: %w", manager.ErrNoUnit) }, "unit", Fail, "no unit of this name", "daemon-reload"},
+		"not there yet": {func(u *UnitFacts) { u.Err, u.Dropin = manager.ErrNoUnit, Dropin{Planned: &quadlet.Decision{}} }, "unit", Fail, "has not read the file yet", "systemctl daemon-reload && systemctl start web.service"},
+		"not made by Quadlet": {func(u *UnitFacts) {
+			u.Err, u.Dropin = manager.ErrNoUnit, Dropin{Planned: &quadlet.Decision{Err: errors.New("Quadlet makes no service of it: line 3")}}
+		}, "unit", Fail, "Quadlet makes no service of it: line 3", "correct that, then: systemctl daemon-reload && systemctl start web.service"},
 		"systemd does not say": {func(u *UnitFacts) { u.Err = errors.New("timeout") }, "unit", Fail, "timeout", "systemctl status"},
 		"masked":               {func(u *UnitFacts) { u.Unit.LoadState = "masked" }, "unit", Fail, "masked", "unmask"},
 		"wrong":                {func(u *UnitFacts) { u.Unit.LoadState, u.Unit.LoadError = "bad-setting", "no ExecStart=" }, "unit", Fail, "bad-setting: no ExecStart=", "systemd-analyze verify"},

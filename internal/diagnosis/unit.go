@@ -99,6 +99,9 @@ func (u UnitFacts) loaded(p *points) bool {
 	const what = "unit"
 	name := terminal.Quote(u.Name)
 	switch {
+	case errors.Is(u.Err, manager.ErrNoUnit) && u.Dropin.Wanted() && u.Dropin.Planned.Err != nil:
+		p.fail(what, u.Dropin.Planned.Err.Error(), "correct that, then: systemctl daemon-reload && systemctl start "+name)
+		return false
 	case errors.Is(u.Err, manager.ErrNoUnit) && u.Dropin.Wanted():
 		p.fail(what, "its Quadlet file has a user, but systemd has not read the file yet", "systemctl daemon-reload && systemctl start "+name)
 		return false

@@ -238,7 +238,6 @@ func TestGenerateRemove(t *testing.T) {
 				m.t.Errorf("%v", r)
 			}
 			n.assertState("inactive")
-			n.assertGone()
 			if files := n.property("DropInPaths"); files != "" {
 				m.t.Errorf("%s still has %s", n.name, files)
 			}
@@ -249,6 +248,7 @@ func TestGenerateRemove(t *testing.T) {
 			m.t.Errorf("with one unit left, RefuseManualStop=%s", got)
 		}
 		remove(two)
+		two.assertGone()
 		if got := m.property(manager, "ActiveState"); got != "inactive" {
 			m.t.Errorf("with no unit left, the user's manager is %s", got)
 		}
