@@ -29,8 +29,15 @@ func (p *Planner) keepStops(plan *Plan) {
 		if d == nil {
 			d = decisions[unitfile.TemplateOf(unit)]
 		}
-		if d != nil && (d.Err == nil || refused[d]) || checkServiceName(unit) != nil || d == nil && p.endsItself(unit) {
+		if d != nil && (d.Err == nil || refused[d]) || checkServiceName(unit) != nil {
 			continue
+		}
+		var own []string
+		if d == nil {
+			var ends bool
+			if own, ends = p.ownStops(unit); ends {
+				continue
+			}
 		}
 		record, err := p.ReadRecord(unit)
 		if err != nil {
@@ -41,27 +48,32 @@ func (p *Planner) keepStops(plan *Plan) {
 			refused[d] = true
 			continue
 		}
-		plan.Gone = append(plan.Gone, dropin.NewGone(unit, record, p.Programs))
+		plan.Gone = append(plan.Gone, dropin.NewGone(unit, record, own, p.Programs))
 	}
 }
 
-// endsItself reports whether a unit that somebody wrote by hand has a command that ends
-// its container: in our drop-in, or in its own file.
-func (p *Planner) endsItself(unit string) bool {
+// ownStops returns the lines of ExecStopPost= of a unit that somebody wrote by hand, nil
+// if there is no such unit. ends says that the unit has a command that ends its container:
+// in our drop-in, or in its own file.
+func (p *Planner) ownStops(unit string) (lines []string, ends bool) {
 	path := UnitFile(p.UnitDirs, unit)
 	if path == "" {
 		path = UnitFile(p.UnitDirs, unitfile.TemplateOf(unit))
 	}
 	if path == "" {
-		return false
+		return nil, false
 	}
 	for _, name := range []string{unit, unitfile.TemplateOf(unit)} {
 		if UnitFile(p.UnitDirs, filepath.Join(name+".d", dropin.Name)) != "" {
-			return true
+			return nil, true
 		}
 	}
 	file, err := LoadService(path, p.UnitDirs)
-	return err == nil && slices.ContainsFunc(file.List("Service", "ExecStopPost"), func(line string) bool {
+	if err != nil {
+		return nil, false
+	}
+	lines = append([]string{}, file.List("Service", "ExecStopPost")...)
+	return lines, slices.ContainsFunc(lines, func(line string) bool {
 		return strings.Contains(line, "notify-mainpid") && strings.Contains(line, "--forget")
 	})
 }

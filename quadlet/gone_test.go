@@ -23,7 +23,7 @@ func TestGone(t *testing.T) {
 	p.UnitDirs = []string{units}
 	write(t, units+"/hand.service", "[Service]\nExecStart=/bin/true\n")
 	write(t, units+"/hand.service.d/50-oci-mainpid.conf", "")
-	write(t, units+"/bare.service", "[Service]\nExecStart=/bin/true\n")
+	write(t, units+"/bare.service", "[Service]\nExecStart=/bin/true\nExecStopPost=/bin/false\n")
 	write(t, units+"/itself.service", "[Service]\nExecStart=/bin/true\nExecStopPost=+/x/notify-mainpid --forget a b\n")
 	write(t, units+"/hand@.service", "[Service]\nExecStart=/bin/true\n")
 	write(t, units+"/hand@.service.d/50-oci-mainpid.conf", "")
@@ -46,6 +46,10 @@ func TestGone(t *testing.T) {
 	}
 	if got := strings.Join(gone, " "); got != "root.service removed.service bare.service" {
 		t.Errorf("gone: %s", got)
+	}
+	// A line that fails keeps those after it from being run.
+	if text := string(plan.Gone[2].Text()); !strings.Contains(text, "[Service]\nExecStopPost=\nExecStopPost=-+/usr/libexec/oci-mainpid/notify-mainpid --forget ") || !strings.HasSuffix(text, "\nExecStopPost=/bin/false\n") {
+		t.Errorf("%s", text)
 	}
 	const forget = "ExecStopPost=-+/usr/libexec/oci-mainpid/notify-mainpid --forget --unit="
 	for service, want := range map[string]string{

@@ -81,7 +81,7 @@ func TestWriteGone(t *testing.T) {
 	}
 	plan := &quadlet.Plan{}
 	for _, unit := range []string{"web.service", "blocked.service"} {
-		plan.Gone = append(plan.Gone, dropin.NewGone(unit, handover.Record{UID: 1000}, dropin.Programs{NotifyMainPID: "/x/notify-mainpid", OCIMainPID: "/x/oci-mainpid"}))
+		plan.Gone = append(plan.Gone, dropin.NewGone(unit, handover.Record{UID: 1000}, nil, dropin.Programs{NotifyMainPID: "/x/notify-mainpid", OCIMainPID: "/x/oci-mainpid"}))
 	}
 	p.write("out/blocked.service.d", "a file")
 	var logged []string

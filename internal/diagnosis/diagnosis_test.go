@@ -311,7 +311,7 @@ func TestGone(t *testing.T) {
 			u.Unit.Start = []manager.Command{{Path: "/usr/bin/oci-mainpid", Arguments: []string{"", "refuse", "--unit=x", "its file is gone"}}}
 		},
 		"no user": func(u *UnitFacts) {
-			u.Unit.User, u.Unit.Post, u.Dropin.Origin = "", nil, dropin.NewGone("web.service", handover.Record{}, dropin.Programs{}).Origin
+			u.Unit.User, u.Unit.Post, u.Dropin.Origin = "", nil, dropin.NewGone("web.service", handover.Record{}, nil, dropin.Programs{}).Origin
 			u.Dropin.Origin.Format, u.Dropin.Planned, u.Dropin.Current = u.Unit.Origin.Format, nil, false
 		},
 	} {

@@ -19,10 +19,13 @@ type Gone struct {
 // goneReason says why such a unit does not start again, if it has no file.
 const goneReason = "its file is gone; write it again, then: systemctl daemon-reload"
 
-// NewGone returns what the unit gets. Its record says what it was started with.
-func NewGone(unit string, record handover.Record, p Programs) *Gone {
+// NewGone returns what the unit gets. Its record says what it was started with. own are
+// the unit's own lines of ExecStopPost=, nil if they are not known: they come last,
+// because systemd runs no line after one that fails.
+func NewGone(unit string, record handover.Record, own []string, p Programs) *Gone {
 	d := &Dropin{Unit: unit, Origin: Origin{Maker: Generator}}
-	d.Forget(record.UID, p)
+	_, _, operands := d.operands(record.UID)
+	d.setFirst("ExecStopPost", forget(p)+operands, own)
 	return &Gone{d, p}
 }
 

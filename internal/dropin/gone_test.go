@@ -9,7 +9,7 @@ import (
 )
 
 func TestGone(t *testing.T) {
-	g := NewGone(`a\x2db.service`, handover.Record{UID: 1000}, testPrograms)
+	g := NewGone(`a\x2db.service`, handover.Record{UID: 1000}, nil, testPrograms)
 	got := append(append(g.Text(), "\n---\n"...), g.UnitText()...)
 	if *update {
 		if err := os.WriteFile("testdata/gone.conf", got, 0o644); err != nil {
