@@ -200,8 +200,8 @@ func TestCheck(t *testing.T) {
 		},
 		{
 			"a user who logs in", "logout", "warn", "RemoveIPC=yes", "loginctl enable-linger",
-			func(n unit) { n.run("usermod", "--shell", "/bin/sh", n.user.name) },
-			func(n unit) { n.run("usermod", "--shell", "/usr/sbin/nologin", n.user.name) },
+			func(n unit) { n.run("loginctl", "disable-linger", n.user.name) },
+			func(n unit) { n.run("loginctl", "enable-linger", n.user.name) },
 		},
 		{
 			"no subordinate IDs", "user", "fail", "subordinate user IDs", "usermod --add-subuids",
@@ -243,7 +243,8 @@ func TestCheck(t *testing.T) {
 	onStacks(t, func(m machine) {
 		// podman's options change, so the drop-in replaces ExecStart=.
 		n := m.user().unit(service{mode: "mixed", cgroups: "split"})
-		n.run("usermod", "--shell", "/usr/sbin/nologin", n.user.name)
+		n.run("loginctl", "enable-linger", n.user.name) // else a logout costs podman's locks
+		m.t.Cleanup(func() { m.run("loginctl", "disable-linger", n.user.name) })
 		n.start()
 		well := func(n unit) {
 			n.t.Helper()
