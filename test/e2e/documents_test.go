@@ -545,6 +545,13 @@ func (r *reader) accepted(files []string) {
 			}
 			continue
 		}
+		if strings.HasSuffix(path.Dir(f), "/.config/containers/systemd") { // a user's
+			res := r.try("env", "QUADLET_UNIT_DIRS="+path.Dir(f), "/usr/lib/systemd/user-generators/podman-user-generator", "--user", "--dryrun")
+			if res.status != 0 || !strings.Contains(res.stdout, "\nSourcePath="+f+"\n") {
+				r.t.Errorf("%s: %v", f, res)
+			}
+			continue
+		}
 		verify := f
 		if unit, ok := strings.CutSuffix(path.Dir(f), ".d"); ok {
 			r.systemctl("daemon-reload")
