@@ -165,7 +165,7 @@ func (d *driver) remove(s *step, hit bool) bool {
 		}
 		left := false
 		for _, dir := range unitDirs(u.Name) {
-			left = left || what != "" && os.RemoveAll(dir) == nil
+			left = what != "" && os.RemoveAll(dir) == nil || left
 		}
 		if left {
 			d.remnants[what]++
