@@ -31,11 +31,13 @@ func TestSELinux(t *testing.T) {
 	}
 	onFreshMachines(t, func(m machine) {
 		source := filepath.Join(m.box.Root(), sourceDir)
-		if err := os.CopyFS(filepath.Join(source, "packaging"), os.DirFS("../../packaging")); err != nil {
+		if err := os.CopyFS(filepath.Join(source, "dist"), os.DirFS("../../dist")); err != nil {
 			m.t.Fatal(err)
 		}
-		if err := copyFile(filepath.Join(source, "Makefile"), "../../Makefile"); err != nil {
-			m.t.Fatal(err)
+		for _, name := range []string{"Makefile", "CHANGELOG.md"} {
+			if err := copyFile(filepath.Join(source, name), "../../"+name); err != nil {
+				m.t.Fatal(err)
+			}
 		}
 		if err := m.box.Install(interrupted, "make", "selinux-policy-default", "selinux-policy-dev", "selinux-utils", "setools"); err != nil {
 			m.t.Fatal(err)
