@@ -100,11 +100,11 @@ ExecStart=/usr/bin/podman run -d --sdnotify=conmon --userns=keep-id:uid=%U,gid=%
 ExecStop=/usr/bin/podman rm -f -i web
 `, warnings: []string{"ExecStartPre=/bin/mkdir -p %h/data: %h is root's home here; write /srv/web", "EnvironmentFile=%h/env: %h is root's home here; write /srv/web"}},
 		{name: "podman's socket", text: "Type=notify\nNotifyAccess=all\nExecStart=podman run -d --sdnotify=conmon -v %t/podman/podman.sock:/s localhost/web\nExecStop=podman stop web\n",
-			warnings: []string{"type once: cd / && runuser -u web -- env HOME=/srv/web XDG_RUNTIME_DIR=/run/user/1000 systemctl --user enable --now podman.socket"}},
+			warnings: []string{"type once: systemd-run --wait --uid=1000 --setenv=XDG_RUNTIME_DIR=/run/user/1000 systemctl --user enable --now podman.socket"}},
 		{name: "root's socket of podman", text: "Type=notify\nNotifyAccess=all\nExecStart=podman run -d --sdnotify=conmon -v /run/podman/podman.sock:/s localhost/web\nExecStop=podman stop web\n",
 			warnings: []string{"web may not open it; write %t/podman/podman.sock"}},
 		{name: "a network made by hand", text: "Type=notify\nNotifyAccess=all\nExecStart=podman run -d --sdnotify=conmon --network=host --network front:ip=10.0.0.2 localhost/web\nExecStop=podman stop web\n",
-			warnings: []string{"the network front must be there for web; type once: cd / && runuser -u web -- env HOME=/srv/web XDG_RUNTIME_DIR=/run/user/1000 podman network create --ignore front; or write front.network"}},
+			warnings: []string{"the network front must be there for web; type once: oci-mainpid podman --user=web network create --ignore front; or write front.network"}},
 		{name: "Quadlet networks", quadlet: true, text: "[X-Container]\nNetwork=back.network\nNetwork=front\n[Service]\nType=notify\nNotifyAccess=all\nExecStart=podman run -d --sdnotify=conmon --network systemd-back --network=front localhost/web\nExecStop=podman stop web\n",
 			warnings: []string{"the network front must be there"}},
 		{name: "files below run", text: "Type=notify\nNotifyAccess=all\nRuntimeDirectory=web\nExecStart=podman run -d --sdnotify=conmon --cidfile=/run/web/cid --conmon-pidfile=/run/web.pid localhost/web\nExecStop=podman stop web\n",

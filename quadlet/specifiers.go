@@ -1,6 +1,7 @@
 package quadlet
 
 import (
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -73,22 +74,22 @@ func (d *deriver) adviseHome() {
 	}
 }
 
-// asUser is a line to type, as root, that runs a command as the unit's user without
-// opening a session.
-func (d *deriver) asUser(command string) string {
-	return "cd / && runuser -u " + d.Account.Name + " -- env HOME=" + d.Account.Home + " XDG_RUNTIME_DIR=" + d.Account.RuntimeDir() + " " + command
-}
-
 // podmanSocket is where podman.socket listens, below /run or a user's runtime
 // directory.
 const podmanSocket = "/podman/podman.sock"
+
+// enableSocket is a line to type, as root, that starts the user's podman.socket, without
+// a session and without root's terminal.
+func (d *deriver) enableSocket() string {
+	return fmt.Sprintf("systemd-run --wait --uid=%d --setenv=XDG_RUNTIME_DIR=%s systemctl --user enable --now podman.socket", d.Account.UID, d.Account.RuntimeDir())
+}
 
 // advisePaths warns of what a podman of the unit's is told to use and a user does not
 // have.
 func (d *deriver) advisePaths(key string, p podmancmd.Podman, line string) {
 	switch {
 	case strings.Contains(line, "%t"+podmanSocket), strings.Contains(line, d.Account.RuntimeDir()+podmanSocket):
-		d.warn("%s=: %s%s is there only if podman.socket of %s runs; type once: %s", key, d.Account.RuntimeDir(), podmanSocket, d.Account.Name, d.asUser("systemctl --user enable --now podman.socket"))
+		d.warn("%s=: %s%s is there only if podman.socket of %s runs; type once: %s", key, d.Account.RuntimeDir(), podmanSocket, d.Account.Name, d.enableSocket())
 	case strings.Contains(line, "/run"+podmanSocket):
 		d.warn("%s=: /run%s is root's, and %s may not open it; write %%t%[2]s", key, podmanSocket, d.Account.Name)
 	}
@@ -101,7 +102,7 @@ func (d *deriver) advisePaths(key string, p podmancmd.Podman, line string) {
 		for _, o := range p.All(name) {
 			if network, _, _ := strings.Cut(o.Value, ":"); d.isMadeByHand(network) {
 				d.Networks = append(d.Networks, network)
-				d.warn("%s=: the network %s must be there for %s; type once: %s; or write %[2]s.network", key, network, d.Account.Name, d.asUser("podman network create --ignore "+network))
+				d.warn("%s=: the network %s must be there for %s; type once: oci-mainpid podman --user=%[3]s network create --ignore %[2]s; or write %[2]s.network", key, network, d.Account.Name)
 			}
 		}
 	}

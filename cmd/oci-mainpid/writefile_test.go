@@ -12,7 +12,7 @@ import (
 // TestWriteFile needs root, whose directories are written in.
 func TestWriteFile(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Skip("not root, whose directories are written in")
 	}
 	const user = 12345
 	must := func(err error) {
@@ -70,7 +70,7 @@ func TestWriteFile(t *testing.T) {
 
 func TestWriteFileLeavesTheOldOne(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Skip("not root, whose directories are written in")
 	}
 	// What has a name of 255 bytes has no room for that of a temporary file.
 	dir := t.TempDir()

@@ -286,7 +286,7 @@ func TestUnits(t *testing.T) {
 		"stopped":      {func(u *UnitFacts) { u.Status = status.Service{ActiveState: "inactive"} }, "main process", OK, "inactive", ""},
 		"left over": {func(u *UnitFacts) {
 			u.Status = status.Service{ActiveState: "failed", Problem: "still runs", LeftOver: []status.Conmon{{PID: 5, ContainerID: strings.Repeat("ab", 32)}}}
-		}, "main process", Fail, "still runs", "systemd-run --wait --uid=1000 --setenv=XDG_RUNTIME_DIR=/run/user/1000 podman rm -f abababababab"},
+		}, "main process", Fail, "still runs", "oci-mainpid podman --user=web rm -f abababababab"},
 		"left over, forged": {func(u *UnitFacts) {
 			u.Status = status.Service{ActiveState: "failed", Problem: "still runs", LeftOver: []status.Conmon{{PID: 5, ContainerID: "$(reboot)"}}}
 		}, "main process", Fail, "still runs", "kill 5"},

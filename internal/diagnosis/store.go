@@ -126,13 +126,13 @@ func (u *UnitFacts) needsOfStore(add func(found, fix string), p podmancmd.Podman
 	}
 	for _, value := range values(p, "secret") {
 		if name, _, _ := strings.Cut(value, ","); s.lacksSecret(name) && !makes(commands, "secret create") {
-			add("the secret "+name+" is not there for "+u.Account.Name+": root's are not theirs", u.asUser("podman secret create "+terminal.Quote(name)+" FILE"))
+			add("the secret "+name+" is not there for "+u.Account.Name+": root's are not theirs", u.podman("secret create "+terminal.Quote(name)+" FILE"))
 		}
 	}
 	if d := u.Dropin.Planned; d != nil && !makes(commands, "network create") {
 		for _, network := range d.Networks {
 			if s.lacksNetwork(network) {
-				add("the network "+network+" is not there for "+u.Account.Name, u.asUser("podman network create --ignore "+terminal.Quote(network)))
+				add("the network "+network+" is not there for "+u.Account.Name, u.podman("network create --ignore "+terminal.Quote(network)))
 			}
 		}
 	}
@@ -143,7 +143,7 @@ func (u *UnitFacts) needsOfStore(add func(found, fix string), p podmancmd.Podman
 	pull, _ := p.Last("pull")
 	if (strings.HasPrefix(image, "localhost/") || pull == "never" && strings.Contains(image, "/")) && !strings.ContainsAny(image, "@$%") && s.lacksImage(image) {
 		quoted := terminal.Quote(image)
-		add("the image "+image+" is not there for "+u.Account.Name+": root's are not theirs", "if root has it: podman save "+quoted+" | ("+u.asUser("podman load")+")")
+		add("the image "+image+" is not there for "+u.Account.Name+": root's are not theirs", "if root has it: podman save "+quoted+" | "+u.podman("load"))
 	}
 }
 
@@ -154,8 +154,8 @@ func (u *UnitFacts) hasImageUnit() bool {
 	})
 }
 
-// asUser is a line to type, as root, that runs a command as the unit's user without
-// opening a session.
-func (u *UnitFacts) asUser(command string) string {
-	return "systemctl start " + u.Account.Manager() + " && cd / && runuser -u " + terminal.Quote(u.Account.Name) + " -- env HOME=" + terminal.Quote(u.Home.Path) + " XDG_RUNTIME_DIR=" + u.Account.RuntimeDir() + " " + command
+// podman is a line to type, as root, that runs podman as the unit's user: a process of
+// the user's must not get root's terminal.
+func (u *UnitFacts) podman(arguments string) string {
+	return "oci-mainpid podman --user=" + terminal.Quote(u.Account.Name) + " " + arguments
 }

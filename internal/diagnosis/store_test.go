@@ -86,7 +86,7 @@ func TestNeedsOfStore(t *testing.T) {
 				t.Fatalf("%q, want %q", found, c.want)
 			}
 			for i, want := range c.want {
-				if !strings.Contains(found[i], want) || !strings.Contains(fixes[i], "runuser -u web -- env HOME=") {
+				if !strings.Contains(found[i], want) || !strings.Contains(fixes[i], "oci-mainpid podman --user=web ") {
 					t.Errorf("%s: %s", found[i], fixes[i])
 				}
 			}

@@ -405,8 +405,7 @@ func (u UnitFacts) remove(c status.Conmon) string {
 	if len(c.ContainerID) != 64 || strings.Trim(c.ContainerID, "0123456789abcdef") != "" || u.AccountErr != nil {
 		return fmt.Sprintf("kill %d", c.PID)
 	}
-	// Without --pipe and --pty: a process of the user's must not get root's terminal.
-	return fmt.Sprintf("systemd-run --wait --uid=%d --setenv=XDG_RUNTIME_DIR=%s podman rm -f %.12s", u.Account.UID, u.Account.RuntimeDir(), c.ContainerID)
+	return u.podman(fmt.Sprintf("rm -f %.12s", c.ContainerID))
 }
 
 // dropin judges our drop-in.

@@ -104,13 +104,16 @@ func (d *Dropin) Write(dir string) error {
 	if err != nil && err != unix.EEXIST {
 		return &os.PathError{Op: "mkdir", Path: filepath.Dir(path), Err: err}
 	}
-	// systemd reads *.conf only.
-	temporary := path + ".new"
+	return writeWhole(path, d.parts())
+}
+
+// writeWhole writes a file whole or not at all.
+func writeWhole(path string, parts [][]byte) error {
+	temporary := path + ".new" // systemd reads no file of such a name
 	fd, err := unix.Open(temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: temporary, Err: err}
 	}
-	parts := d.parts()
 	size := 0
 	for _, part := range parts {
 		size += len(part)

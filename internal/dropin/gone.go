@@ -1,7 +1,6 @@
 package dropin
 
 import (
-	"os"
 	"path/filepath"
 
 	"oci-mainpid-hook/internal/handover"
@@ -49,5 +48,5 @@ func (g *Gone) UnitText() []byte {
 // WriteUnit writes the unit file into dir, a directory of unit files in which nobody
 // else writes.
 func (g *Gone) WriteUnit(dir string) error {
-	return os.WriteFile(filepath.Join(dir, g.Unit), g.UnitText(), 0o644)
+	return writeWhole(filepath.Join(dir, g.Unit), [][]byte{g.UnitText()})
 }

@@ -208,7 +208,7 @@ func (b battle) tools() {
 			var wrong []string
 			for _, format := range []string{"text", "json"} {
 				out := f.try("oci-mainpid", "check", "--format="+format, n.name).stdout
-				if found := regexp.MustCompile(`.*(systemd-run[^"]*--(pipe|pty|shell)|` + forgedID[:12] + `).*`).FindString(out); found != "" {
+				if found := regexp.MustCompile(`.*(systemd-run[^"]*--(pipe|pty|shell)|runuser|setpriv|` + forgedID[:12] + `).*`).FindString(out); found != "" {
 					wrong = append(wrong, "check advises: "+found)
 				}
 				if !strings.Contains(out, n.name) {

@@ -93,7 +93,7 @@ func TestUsersPaths(t *testing.T) {
 			out := m.try("oci-mainpid", "generate", "--dry-run", path.Join(quadletDir, u.name, u.name+"-two.container"))
 			_, line, ok := strings.Cut(out.stderr, "type once: ")
 			line, _, _ = strings.Cut(line, "; or write")
-			if !ok || !strings.HasSuffix(line, " podman network create --ignore "+u.name+"-front") {
+			if !ok || !strings.HasSuffix(line, " network create --ignore "+u.name+"-front") {
 				m.t.Fatalf("no warning of the network: %v", out)
 			}
 			m.systemctl("start", "user@"+u.uid)
