@@ -24,9 +24,9 @@ func TestNeeds(t *testing.T) {
 			files                        map[string]string
 		}{
 			{"env", image + "EnvironmentFile=/etc/NAME.env\n", "needs", "is root's only: podman reads it as NAME", "chgrp NAME /etc/NAME.env", nil},
-			{"secret", image + "Secret=NAME-key\n", "needs", "the secret NAME-key is not there for NAME", "podman secret create NAME-key FILE", nil},
-			{"network", image + "Network=NAME-front\n", "needs", "the network NAME-front is not there for NAME", "podman network create --ignore NAME-front", nil},
-			{"image", "[Container]\nImage=localhost/nobodys\n", "needs", "the image localhost/nobodys is not there for NAME", "podman load", nil},
+			{"secret", image + "Secret=NAME-key\n", "needs", "the secret NAME-key is not there for NAME", "oci-mainpid podman --user=NAME secret create NAME-key FILE", nil},
+			{"network", image + "Network=NAME-front\n", "needs", "the network NAME-front is not there for NAME", "oci-mainpid podman --user=NAME network create --ignore NAME-front", nil},
+			{"image", "[Container]\nImage=localhost/nobodys\n", "needs", "the image localhost/nobodys is not there for NAME", "oci-mainpid podman --user=NAME load", nil},
 			{"file", image + "Volume=/etc/NAME.none:/x\n", "needs", "/etc/NAME.none, is not there", "make it", nil},
 			{"dir", image + "Volume=/etc/NAME.d/file:/x\n", "needs", "is in /etc/NAME.d, which only root may enter", "chmod o+x /etc/NAME.d", nil},
 			{"tilde", image + "PodmanArgs=--volume=~/data:/x\n", "needs", "podman knows no ~", "write %h", nil},
