@@ -13,8 +13,11 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"oci-mainpid-hook/conmonbridge"
+	"oci-mainpid-hook/internal/census"
 	"oci-mainpid-hook/internal/dropin"
 	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/leftover"
 	"oci-mainpid-hook/internal/manager"
 	"oci-mainpid-hook/internal/unitfile"
 	"oci-mainpid-hook/quadlet"
@@ -41,15 +44,16 @@ type generation struct {
 func generateCommand(log *logrus.Logger) *cobra.Command {
 	planner := quadlet.NewPlanner(dropin.Generate)
 	planner.Step = func(service, text string) { about(log, service).Debug(text) }
-	return newGenerateCommand(generation{planner: planner, log: log, running: runningAsBefore, connect: func(ctx *context.Context) (*manager.Manager, func(), error) {
+	return newGenerateCommand(generation{planner: planner, log: log, running: recordRunning, connect: func(ctx *context.Context) (*manager.Manager, func(), error) {
 		return connect(ctx, log)
 	}})
 }
 
-// runningAsBefore returns those of the services that run and have no record of their
-// start, so that notify-mainpid cannot end what their stop leaves. Without systemd there
-// are none.
-func runningAsBefore(ctx context.Context, services []string) []string {
+// recordRunning returns those of the services that run and were not started by a
+// drop-in of ours. It records what root's containers of these are: a restart after the
+// daemon-reload, without the stop that generate prints, then ends them. Without systemd
+// there are none.
+func recordRunning(ctx context.Context, services []string) []string {
 	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
 	defer cancel()
 	m, err := manager.Connect(ctx)
@@ -62,9 +66,37 @@ func runningAsBefore(ctx context.Context, services []string) []string {
 		if err != nil || u.ActiveState == "inactive" || u.ActiveState == "failed" {
 			return true
 		}
-		_, err = handover.ReadRecord(name)
-		return err == nil
+		if record, err := handover.ReadRecord(name); err == nil {
+			return record.UID != 0
+		}
+		if record, ok := startOfRoot(ctx, u); ok {
+			handover.WriteRecord(name, record) // without it, generate prints the stop all the same
+		}
+		return false
 	})
+}
+
+// startOfRoot returns what a unit runs as root, and whether it runs a container that is
+// outside of the unit.
+func startOfRoot(ctx context.Context, u *manager.Unit) (handover.Record, bool) {
+	if u.UID != 0 {
+		return handover.Record{}, false
+	}
+	all, err := census.Take(ctx, map[int]bool{0: true}, conmonbridge.Executables)
+	if err != nil {
+		return handover.Record{}, false
+	}
+	start := census.Start{Unit: u.Name, InvocationID: u.InvocationID, MainPID: u.MainPID, ControlGroup: u.ControlGroup}
+	current, _ := start.Of(all.Conmons)
+	c, ok := start.Main(current)
+	if !ok {
+		return handover.Record{}, false
+	}
+	r := handover.Record{
+		Conmon: c.PID, Start: c.Start, InvocationID: c.InvocationID, ContainerID: c.ContainerID, Container: c.Container,
+		Cgroups: leftover.Cgroups(c.PID, 0),
+	}
+	return r, len(r.Cgroups) > 0
 }
 
 func newGenerateCommand(g generation) *cobra.Command {

@@ -15,7 +15,8 @@ import (
 )
 
 // Record is what a unit was started with. notify-mainpid writes it as root once
-// systemd has the main PID. It outlives a daemon-reload: after one, the unit's own
+// systemd has the main PID, oci-mainpid generate for a unit that runs as root and gets a
+// user. It outlives a daemon-reload: after one, the unit's own
 // stop commands may be those of another user or for another container.
 type Record struct {
 	// UID is the user's, Conmon the PID of the main process.
@@ -134,10 +135,24 @@ func parseRecord(text string) (r Record, err error) {
 	return r, nil
 }
 
+// WriteRecord writes the record of a unit that runs without one, as root.
+func WriteRecord(unit string, r Record) error {
+	_, resultFile := Files(unit, 0)
+	path := recordFile(resultFile)
+	if err := makeFile(path, 0o600, os.Geteuid()); err != nil {
+		return err
+	}
+	return writeRecord(path, r)
+}
+
 // Record writes the record of the unit, in the file that Prepare made. The control
 // groups may have no newline.
 func (h *Handover) Record(r Record) error {
-	f, err := openIn(recordFile(h.result.Name()), unix.O_WRONLY|unix.O_CREAT, 0o600)
+	return writeRecord(recordFile(h.result.Name()), r)
+}
+
+func writeRecord(path string, r Record) error {
+	f, err := openIn(path, unix.O_WRONLY|unix.O_CREAT, 0o600)
 	if err != nil {
 		return err
 	}

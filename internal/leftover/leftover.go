@@ -1,6 +1,6 @@
 // Package leftover ends what a stop of a unit has left of its start: processes of a
-// container in control groups of the user's manager, which systemd does not count as
-// the unit's.
+// container in control groups that systemd does not count as the unit's: those of the
+// user's manager, and of podman as root.
 //
 // That happens when a unit is changed while it runs. After a daemon-reload its stop
 // commands are those of another user, or for a container of another name, and find
@@ -26,9 +26,9 @@ import (
 // maxConmons is how many conmons of one start Cgroups looks at.
 const maxConmons = 50
 
-// Cgroups returns the control groups of a start's containers and conmons below the
-// manager of the user: those of the containers first. It finds the conmons beside the
-// one of the main process, of which a kube file has several.
+// Cgroups returns the control groups of a start's containers and conmons that are not
+// the unit's: those of the containers first. It finds the conmons beside the one of the
+// main process, of which a kube file has several.
 func Cgroups(conmon, uid int) []string {
 	own, err := proc.Cgroup(conmon)
 	if err != nil {
@@ -36,7 +36,7 @@ func Cgroups(conmon, uid int) []string {
 	}
 	var groups []string
 	add := func(cgroup string) {
-		if cgroup != "" && isBelowManager(cgroup, uid) && !slices.Contains(groups, cgroup) {
+		if cgroup != "" && isOutside(cgroup, uid) && !slices.Contains(groups, cgroup) {
 			groups = append(groups, cgroup)
 		}
 	}
@@ -88,7 +88,13 @@ func isConmonGroup(cgroup string) bool {
 	return strings.HasSuffix(name, ".scope") && (strings.HasPrefix(name, "podman-") || strings.HasPrefix(name, "libpod-conmon-"))
 }
 
-func isBelowManager(cgroup string, uid int) bool {
+// isOutside reports whether podman, run by a unit as that user, may have made the
+// control group outside of the unit's.
+func isOutside(cgroup string, uid int) bool {
+	if uid == 0 {
+		name := strings.TrimPrefix(cgroup, "/machine.slice/")
+		return name != cgroup && strings.HasPrefix(name, "libpod-") && !strings.Contains(name, "/")
+	}
 	return strings.HasPrefix(cgroup, fmt.Sprintf("/user.slice/user-%d.slice/user@%d.service/", uid, uid)) && filepath.Clean(cgroup) == cgroup
 }
 
@@ -100,12 +106,13 @@ const (
 )
 
 // End kills the processes of a start that still live in its control groups, and
-// returns how many those were. It kills no process of root's, and none of another
-// user's. The error says that some are left, because of that or because ctx is done.
+// returns how many those were. It kills no process of root's, unless the start was
+// root's, and none of another user's. The error says that some are left, because of
+// that or because ctx is done.
 func End(ctx context.Context, r handover.Record) (killed int, err error) {
 	for _, cgroup := range r.Cgroups {
-		if !isBelowManager(cgroup, r.UID) {
-			return killed, fmt.Errorf("control group %.300q is not below the manager of user %d", cgroup, r.UID)
+		if !isOutside(cgroup, r.UID) {
+			return killed, fmt.Errorf("control group %.300q is none that podman makes for user %d", cgroup, r.UID)
 		}
 		if killed > 0 && isConmonGroup(cgroup) {
 			awaitConmon(ctx, r)
@@ -126,7 +133,7 @@ func Lives(r handover.Record) bool {
 		return true
 	}
 	return slices.ContainsFunc(r.Cgroups, func(cgroup string) bool {
-		return isBelowManager(cgroup, r.UID) && len(processes(cgroup)) > 0
+		return isOutside(cgroup, r.UID) && len(processes(cgroup)) > 0
 	})
 }
 
@@ -193,8 +200,12 @@ func kill(ctx context.Context, pid int, cgroup string, uid int) bool {
 }
 
 // isTheirs reports whether a process below a user's manager is the user's: it has the
-// user's UID, or is in a user namespace of a container with any UID but root's.
+// user's UID, or is in a user namespace of a container with any UID but root's. What is
+// in a control group of root's container is root's.
 func isTheirs(pid, uid int) bool {
+	if uid == 0 {
+		return true
+	}
 	status, err := proc.ReadStatus(pid)
 	if err != nil || slices.Contains(status.UIDs, "0") {
 		return false

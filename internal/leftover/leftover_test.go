@@ -132,6 +132,18 @@ func TestEnd(t *testing.T) {
 	}
 }
 
+// TestEndOfRoot: of a start of root's, what is in its container's control group is ended.
+func TestEndOfRoot(t *testing.T) {
+	cgroup := "/machine.slice/libpod-" + strings.Repeat("0c", 32) + ".scope"
+	makeGroup(t, cgroup)
+	_, roots := start(t, cgroup, 0, "sleep", "1000")
+	_, mapped := start(t, cgroup, uid, "sleep", "1000")
+	killed, err := End(within(t, 10*time.Second), handover.Record{Conmon: proc.MaxPID - 1, Cgroups: []string{cgroup}})
+	if err != nil || killed != 2 || lives(roots) || lives(mapped) {
+		t.Errorf("killed %d, %v", killed, err)
+	}
+}
+
 func TestEndSpares(t *testing.T) {
 	makeGroup(t, container)
 	for name, whose := range map[string]int{"root's": 0, "another user's": uid + 1} {
@@ -147,8 +159,13 @@ func TestEndSpares(t *testing.T) {
 		})
 	}
 	for _, cgroup := range []string{"/", "/system.slice/web.service", "/user.slice/user-1.slice/user@1.service/a", manager + "../../../system.slice", manager} {
-		if _, err := End(within(t, time.Second), handover.Record{UID: uid, Cgroups: []string{cgroup}}); err == nil || !strings.Contains(err.Error(), "not below the manager") {
+		if _, err := End(within(t, time.Second), handover.Record{UID: uid, Cgroups: []string{cgroup}}); err == nil || !strings.Contains(err.Error(), "none that podman makes") {
 			t.Errorf("%s: %v", cgroup, err)
+		}
+	}
+	for _, cgroup := range []string{"/", "/machine.slice", "/machine.slice/libpod-a.scope/b", "/system.slice/libpod-a.scope", container} {
+		if _, err := End(within(t, time.Second), handover.Record{Cgroups: []string{cgroup}}); err == nil || !strings.Contains(err.Error(), "none that podman makes") {
+			t.Errorf("%s of root: %v", cgroup, err)
 		}
 	}
 }

@@ -140,7 +140,11 @@ func (s *Service) changed(u *manager.Unit, record handover.Record, lives func(ha
 	}
 	no := false
 	s.Agrees = &no
-	s.Problem = fmt.Sprintf("container %s still runs as UID %d: ", record.Container, record.UID)
+	user := "root"
+	if record.UID != 0 {
+		user = "UID " + strconv.Itoa(record.UID)
+	}
+	s.Problem = fmt.Sprintf("container %s still runs as %s: ", record.Container, user)
 	name := terminal.Quote(u.Name)
 	s.Remedy = "systemctl restart " + name
 	switch reason := u.Refused(); {

@@ -278,18 +278,36 @@ func TestElsewhere(t *testing.T) {
 			m.shell(line)
 			oneOfTheUsers(c)
 		})
-		m.subtest("from root to a user, by the line that check prints", func(m machine) {
+		for name, c := range map[string]struct{ spoil, fix string }{
+			"":                                  {"true", "systemctl restart "},
+			", where generate recorded nothing": {`rm "/run/oci-mainpid/$1/record"`, "podman rm -f "},
+		} {
+			m.subtest("from root to a user, by the line that check prints"+name, func(m machine) {
+				r := rootsUnit(m)
+				m.run("oci-mainpid", "generate", "--user="+r.user.name, path.Join(unitDir, r.name))
+				m.shell(c.spoil, r.name)
+				m.systemctl("daemon-reload")
+				if s := r.status(); !strings.Contains(s.Problem, "still runs as root") {
+					m.t.Errorf("%+v", s)
+				}
+				p := r.point("main process")
+				if !strings.HasPrefix(p.Fix, c.fix) {
+					m.t.Fatalf("%+v", p)
+				}
+				m.shell(p.Fix)
+				oneOfTheUsers(r)
+			})
+		}
+		m.subtest("from root to a user, by a restart without the stop that generate prints", func(m machine) {
 			c := rootsUnit(m)
 			m.run("oci-mainpid", "generate", "--user="+c.user.name, path.Join(unitDir, c.name))
+			// A second call prints the stop again.
+			if out := m.run("oci-mainpid", "generate", "--user="+c.user.name, path.Join(unitDir, c.name)); !strings.Contains(out, "\nrun: systemctl stop "+c.name) {
+				m.t.Errorf("%s", out)
+			}
 			m.systemctl("daemon-reload")
-			if s := c.status(); !strings.Contains(s.Problem, "still runs as root") {
-				m.t.Errorf("%+v", s)
-			}
-			p := c.point("main process")
-			if !strings.HasPrefix(p.Fix, "podman rm -f ") {
-				m.t.Fatalf("%+v", p)
-			}
-			m.shell(p.Fix)
+			m.systemctl("restart", c.name)
+			c.await("one container runs", soon, func() bool { return c.running() == 1 })
 			oneOfTheUsers(c)
 		})
 		m.subtest("another user claims to be of the unit", func(m machine) {
