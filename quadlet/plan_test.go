@@ -187,7 +187,7 @@ func TestPlan(t *testing.T) {
 		{"lines that end with both", map[string]string{"a.container": "[Container]\r\n[Service]\r\nUser=web\r\n"}, map[string]string{"a.service": "web mixed"}, nil},
 
 		{"unknown user", map[string]string{"a.container": "[Container]\n[Service]\nUser=nobodyhere\n"}, map[string]string{"a.service": `error: user "nobodyhere" does not exist`}, nil},
-		{"a user without subordinate IDs", map[string]string{"a.container": "[Container]\n[Service]\nUser=bare\n"}, map[string]string{"a.service": "usermod --add-subuids 231072-296607 --add-subgids 231072-296607 bare"}, nil},
+		{"a user without subordinate IDs", map[string]string{"a.container": "[Container]\n[Service]\nUser=bare\n"}, map[string]string{"a.service": "usermod --add-subuids 66191360-66256895 --add-subgids 66191360-66256895 bare"}, nil},
 		{"a user that only systemd knows", map[string]string{"a@.container": "[Container]\n[Service]\nUser=%i\n"}, map[string]string{"a@.service": "root"}, []string{"a@.service: User=%i in [Service] is left to systemd"}},
 		{"options for a user that only systemd knows", map[string]string{"a@.container": "[Container]\n[Service]\nUser=%i\n[X-MainPID]\nCgroup=user\n"}, map[string]string{"a@.service": "error: User=%i in [Service]: only systemd knows which user this is"}, nil},
 		{"a dynamic user", map[string]string{"a.container": "[Container]\n[Service]\nUser=web\nDynamicUser=yes\n"}, map[string]string{"a.service": "root"}, []string{"is left to systemd"}},

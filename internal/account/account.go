@@ -158,7 +158,7 @@ func (a *Accounts) lookup(ctx context.Context, nameOrUID string) (Account, error
 	if missing.Missing == nil {
 		return account, nil
 	}
-	missing.Free = a.FreeIDs()
+	missing.Free = a.FreeIDs(u.Uid)
 	return account, missing
 }
 
@@ -188,20 +188,28 @@ func isTheirs(r user.SubID, name string, uid int) bool {
 }
 
 // FreeIDs returns a range of subordinate user and group IDs that no user has, in the
-// form of usermod(8). It is as large as the range that useradd(8) gives to a user.
-func (a *Accounts) FreeIDs() string {
-	const first, count = 100000, 65536
-	next := int64(first)
+// form of usermod(8). It is as large as the range that useradd(8) gives to a user. Two
+// users who both lack a range get different ones: each UID has a place of its own in the
+// IDs that systemd leaves to containers (https://systemd.io/UIDS-GIDS). If that place is
+// taken, the range is above all others.
+func (a *Accounts) FreeIDs(uid int) string {
+	const first, last, count = 524288, 1879048191, 65536
+	begin := first + int64(uid)%((last+1-first)/count)*count
+	above, taken := int64(first), false
 	for _, file := range []string{"subuid", "subgid"} {
 		ranges, err := user.ParseSubIDFile(filepath.Join(a.etc(), file))
 		if err != nil {
 			continue
 		}
 		for _, r := range ranges {
-			next = max(next, r.SubID+r.Count)
+			above = max(above, r.SubID+r.Count)
+			taken = taken || r.SubID < begin+count && begin < r.SubID+r.Count
 		}
 	}
-	return fmt.Sprintf("%d-%d", next, next+count-1)
+	if taken {
+		begin = above
+	}
+	return fmt.Sprintf("%d-%d", begin, begin+count-1)
 }
 
 // SharesIDsWith returns the name of another user who has some of the account's

@@ -41,8 +41,8 @@ func TestLookup(t *testing.T) {
 		{"root", "root", Account{}, ErrRoot, ""},
 		{"root by UID", "0", Account{}, ErrRoot, ""},
 		{"root by UID, spelt long", "000", Account{}, ErrRoot, ""},
-		{"neither user nor group IDs", "bare", Account{"bare", 1002, 1002, "/home/bare", "/bin/sh"}, new(NoIDsError), "usermod --add-subuids 365536-431071 --add-subgids 365536-431071 bare"},
-		{"no group IDs", "half", Account{"half", 1003, 1003, "/home/half", "/bin/sh"}, new(NoIDsError), "usermod --add-subgids 365536-431071 half"},
+		{"neither user nor group IDs", "bare", Account{"bare", 1002, 1002, "/home/bare", "/bin/sh"}, new(NoIDsError), "usermod --add-subuids 66191360-66256895 --add-subgids 66191360-66256895 bare"},
+		{"no group IDs", "half", Account{"half", 1003, 1003, "/home/half", "/bin/sh"}, new(NoIDsError), "usermod --add-subgids 66256896-66322431 half"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -116,19 +116,26 @@ func TestSlowNameService(t *testing.T) {
 }
 
 func TestFreeIDs(t *testing.T) {
-	for name, c := range map[string]struct{ subuid, subgid, want string }{
-		"none":            {"", "", "100000-165535"},
-		"others":          {"web:100000:65536\ndb:165536:65536\n", "", "231072-296607"},
-		"the second file": {"web:100000:65536\n", "web:100000:65536\nx:500000:65536\n", "565536-631071"},
+	for name, c := range map[string]struct {
+		subuid, subgid string
+		uid            int
+		want           string
+	}{
+		"the place of the UID":         {"", "", 1000, "66060288-66125823"},
+		"another user's place":         {"", "", 1001, "66125824-66191359"},
+		"others elsewhere":             {"web:100000:65536\ndb:165536:65536\n", "", 1000, "66060288-66125823"},
+		"taken":                        {"x:66125823:1\n", "", 1000, "66125824-66191359"},
+		"taken in the second file":     {"", "x:66060287:2\ny:700000:65536\n", 1000, "66060289-66125824"},
+		"the largest UID there can be": {"", "", 1<<32 - 2, "712376320-712441855"},
 	} {
 		etc := t.TempDir()
 		write(t, etc+"/subuid", c.subuid)
 		write(t, etc+"/subgid", c.subgid)
-		if got := (&Accounts{Etc: etc}).FreeIDs(); got != c.want {
+		if got := (&Accounts{Etc: etc}).FreeIDs(c.uid); got != c.want {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
-	if got := (&Accounts{Etc: "/nonexistent"}).FreeIDs(); got != "100000-165535" {
+	if got := (&Accounts{Etc: "/nonexistent"}).FreeIDs(1000); got != "66060288-66125823" {
 		t.Errorf("no files: %s", got)
 	}
 }

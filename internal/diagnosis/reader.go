@@ -320,7 +320,7 @@ func (r *Reader) Unit(ctx context.Context, name string) UnitFacts {
 	if u.Account, u.AccountErr = r.accounts.Lookup(ctx, u.Unit.User); u.AccountErr != nil {
 		u.Settings, u.Problems, u.Hook = r.machine.Settings, r.machine.Problems, r.machine.Hook
 	} else {
-		u.SharedIDs, u.FreeIDs = r.accounts.SharesIDsWith(u.Account), r.accounts.FreeIDs()
+		u.SharedIDs, u.FreeIDs = r.accounts.SharesIDsWith(u.Account), r.accounts.FreeIDs(u.Account.UID)
 		r.readUser(ctx, &u)
 		r.readNeeds(ctx, &u)
 	}
