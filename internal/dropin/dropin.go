@@ -248,7 +248,7 @@ func (d *Dropin) MainPID(a account.Account, p Programs, how Delivery, postStart,
 		notify += " --timeout=infinity"
 	} else if how.HookFirst {
 		// What is not in the file by now will not come.
-		notify += " --timeout=5s"
+		notify += " --timeout=500ms"
 	}
 	d.Set("ExecStartPre", prepare+operands)
 	d.setFirst("ExecStartPost", notify+operands, postStart)

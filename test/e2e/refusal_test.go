@@ -37,12 +37,12 @@ func TestNoHook(t *testing.T) {
 				m.t.Errorf("took %v", took)
 			}
 		})
-		m.subtest("Cgroup mixed: after 5 seconds", func(m machine) {
+		m.subtest("Cgroup mixed: half a second after podman has ended", func(m machine) {
 			n := mixed.in(m)
 			n.awaitFailed(60 * time.Second)
 			n.assertGone()
-			n.helperSaid("3", "nothing came within 5s.*"+advice)
-			if took := n.timeToFail(); took < 5*time.Second || took > 15*time.Second {
+			n.helperSaid("3", "nothing came within 500ms.*"+advice)
+			if took := n.timeToFail(); took > 10*time.Second { // most of it is the stop
 				m.t.Errorf("took %v", took)
 			}
 		})
