@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,8 +24,8 @@ var (
 	// empty. A program that people also run by hand ignores this error.
 	ErrNoSocket = errors.New("NOTIFY_SOCKET is not set")
 
-	// ErrAddress is wrapped by errors about an address that is neither the absolute
-	// path nor the abstract name of a Unix socket, or is too long.
+	// ErrAddress is wrapped by errors about an address that is none, is too long, or
+	// is of a kind that is not supported.
 	ErrAddress = errors.New("unsupported address")
 )
 
@@ -53,14 +52,12 @@ func FromEnvironment() (*Client, error) {
 // empty address and with ErrAddress for any other, such as vsock:. It does not find out
 // whether a manager listens there: Send does.
 func Open(address string) (*Client, error) {
-	if address == "" {
-		return nil, ErrNoSocket
+	a, err := ParseAddress(address)
+	if err != nil {
+		return nil, err
 	}
-	if address[0] != '/' && address[0] != '@' || address == "@" || strings.IndexByte(address, 0) >= 0 {
+	if a.IsVsock() {
 		return nil, fmt.Errorf("NOTIFY_SOCKET=%s: %w", address, ErrAddress)
-	}
-	if room := len(unix.RawSockaddrUnix{}.Path) - 1; len(address) > room {
-		return nil, fmt.Errorf("NOTIFY_SOCKET=%s: %w: %d bytes, sockaddr_un has room for %d", address, ErrAddress, len(address), room)
 	}
 	return &Client{address: address}, nil
 }
