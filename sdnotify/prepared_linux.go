@@ -14,7 +14,6 @@ import (
 // Watchdog, Errno or Stopping when it can make nothing any more. Several goroutines may
 // use it at the same time.
 type Prepared struct {
-	address  string
 	datagram []byte
 	control  []byte
 	orSelf   bool
@@ -42,11 +41,14 @@ func (c *Client) Prepare(assignments ...Assignment) (*Prepared, error) {
 	if err := m.check(); err != nil {
 		return nil, err
 	}
+	if c.address.IsVsock() {
+		return nil, fmt.Errorf("prepare for %s: %w", c.address, ErrAddress)
+	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("prepare for %s: %w", c.address, os.NewSyscallError("socket", err))
 	}
-	p := &Prepared{address: c.address, datagram: datagram, orSelf: c.orSelf, socket: fd, name: unix.SockaddrUnix{Name: c.address}}
+	p := &Prepared{datagram: datagram, orSelf: c.orSelf, socket: fd, name: unix.SockaddrUnix{Name: c.address.Name}}
 	if c.as != nil {
 		p.control = unix.UnixCredentials(c.as)
 	}

@@ -193,7 +193,7 @@ func TestPrepareRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := absent.Prepare(Ready()); !errors.Is(err, unix.ECONNREFUSED) || !strings.Contains(err.Error(), absent.address) {
+	if _, err := absent.Prepare(Ready()); !errors.Is(err, unix.ECONNREFUSED) || !strings.Contains(err.Error(), absent.address.Name) {
 		t.Errorf("no listener: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 // Package sdnotify tells the service manager about the state of a service,
 // sd_notify(3). A message is a datagram of lines NAME=value, sent to the socket in
 // NOTIFY_SOCKET. It can carry descriptors, and be sent in the name of another process.
+// From a virtual machine to its host it goes by AF_VSOCK instead, vsock(7).
 // The package also has the manager's end: Server receives such datagrams and parses
 // them as systemd does.
 //

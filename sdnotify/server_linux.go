@@ -84,11 +84,12 @@ func Listen(address string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{address: a}
+	listen := listenUnix
 	if a.IsVsock() {
-		return nil, fmt.Errorf("listen on %s: %w", a, ErrAddress)
+		listen = listenVsock
 	}
-	if s.source, err = listenUnix(a); err != nil {
+	s := &Server{address: a}
+	if s.source, err = listen(a); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", a, err)
 	}
 	return s, nil
@@ -222,19 +223,35 @@ func (s *unixSource) Close() error {
 }
 
 func (s *unixSource) receive(ctx context.Context, b []byte) (n int, files []*os.File, from Sender, err error) {
-	if err := ctx.Err(); err != nil {
-		return 0, nil, from, err
-	}
-	raw, err := s.socket.SyscallConn()
+	var oobn int
+	err = readUntil(ctx, s.socket, func(fd int) error {
+		// MSG_TRUNC: n is the size of the datagram, even if b is smaller.
+		n, oobn, _, _, err = unix.Recvmsg(fd, b, s.oob, unix.MSG_TRUNC|unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		return err
+	})
 	if err != nil {
 		return 0, nil, from, err
 	}
-	if err := s.socket.SetReadDeadline(time.Time{}); err != nil {
-		return 0, nil, from, err
+	files, from, err = parseControl(s.oob[:oobn])
+	return n, files, from, err
+}
+
+// readUntil calls receive, which gets something from a socket, until it is done or ctx
+// is.
+func readUntil(ctx context.Context, socket *os.File, receive func(fd int) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if err := socket.SetReadDeadline(time.Time{}); err != nil {
+		return err
 	}
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		s.socket.SetReadDeadline(time.Unix(1, 0))
+		socket.SetReadDeadline(time.Unix(1, 0))
 		close(woken)
 	})
 	defer func() {
@@ -242,23 +259,18 @@ func (s *unixSource) receive(ctx context.Context, b []byte) (n int, files []*os.
 			<-woken // the next call's deadline must come after
 		}
 	}()
-	var oobn int
-	var recvErr error
+	var receiveErr error
 	err = raw.Read(func(fd uintptr) (done bool) {
-		// MSG_TRUNC: n is the size of the datagram, even if b is smaller.
-		n, oobn, _, _, recvErr = unix.Recvmsg(int(fd), b, s.oob, unix.MSG_TRUNC|unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-		return recvErr != unix.EAGAIN && recvErr != unix.EINTR
+		receiveErr = receive(int(fd))
+		return receiveErr != unix.EAGAIN && receiveErr != unix.EINTR
 	})
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return 0, nil, from, ctx.Err()
+		return ctx.Err()
 	case err != nil:
-		return 0, nil, from, err
-	case recvErr != nil:
-		return 0, nil, from, recvErr
+		return err
 	}
-	files, from, err = parseControl(s.oob[:oobn])
-	return n, files, from, err
+	return receiveErr
 }
 
 // parseControl returns what the control messages of a datagram carry, cmsg(3).
