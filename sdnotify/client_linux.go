@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,8 +24,8 @@ var (
 	// empty. A program that people also run by hand ignores this error.
 	ErrNoSocket = errors.New("NOTIFY_SOCKET is not set")
 
-	// ErrAddress is wrapped by errors about an address that is neither the absolute
-	// path nor the abstract name of a Unix socket, or is too long.
+	// ErrAddress is wrapped by errors about an address that is none, is too long, or
+	// is of a kind that is not supported.
 	ErrAddress = errors.New("unsupported address")
 )
 
@@ -37,7 +36,7 @@ var (
 // So a program that also runs without a manager need only look for ErrNoSocket when it
 // sends.
 type Client struct {
-	address string
+	address Address
 	as      *unix.Ucred // nil for this process
 	orSelf  bool
 }
@@ -48,21 +47,31 @@ func FromEnvironment() (*Client, error) {
 	return Open(os.Getenv("NOTIFY_SOCKET"))
 }
 
-// Open returns a client for the socket with the given address: an absolute path, or
-// "@" and an abstract name, of at most 107 bytes. It fails with ErrNoSocket for an
-// empty address and with ErrAddress for any other, such as vsock:. It does not find out
-// whether a manager listens there: Send does.
+// Open returns a client for a socket: an absolute path, "@" and an abstract name, or a
+// vsock address with its CID, see ParseAddress. It fails with ErrNoSocket for an empty
+// address and with ErrAddress for any other. It does not find out whether a manager
+// listens there: Send does.
+//
+// Over vsock there are neither descriptors nor credentials. So SendFiles, Barrier and As
+// fail with unix.EOPNOTSUPP, and Send itself waits until the manager has the message,
+// unless it is a datagram.
 func Open(address string) (*Client, error) {
-	if address == "" {
-		return nil, ErrNoSocket
+	a, err := ParseAddress(address)
+	if err != nil {
+		return nil, err
 	}
-	if address[0] != '/' && address[0] != '@' || address == "@" || strings.IndexByte(address, 0) >= 0 {
-		return nil, fmt.Errorf("NOTIFY_SOCKET=%s: %w", address, ErrAddress)
+	if a.IsVsock() && a.CID == AnyCID {
+		return nil, fmt.Errorf("NOTIFY_SOCKET=%s: %w: no CID to send to", address, ErrAddress)
 	}
-	if room := len(unix.RawSockaddrUnix{}.Path) - 1; len(address) > room {
-		return nil, fmt.Errorf("NOTIFY_SOCKET=%s: %w: %d bytes, sockaddr_un has room for %d", address, ErrAddress, len(address), room)
+	return &Client{address: a}, nil
+}
+
+// Address returns where the client sends. It is the zero Address of a nil Client.
+func (c *Client) Address() Address {
+	if c == nil {
+		return Address{}
 	}
-	return &Client{address: address}, nil
+	return c.address
 }
 
 // As returns a client that sends in the name of another process, like sd_pid_notify(3),
@@ -175,7 +184,7 @@ func (c *Client) send(ctx context.Context, datagram []byte, fds []int) error {
 		return c.transmit(ctx, datagram, rights)
 	}
 	err := c.transmit(ctx, datagram, append(rights[:len(rights):len(rights)], unix.UnixCredentials(c.as)...))
-	if c.orSelf && errors.Is(err, unix.EPERM) {
+	if c.orSelf && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP)) {
 		return c.transmit(ctx, datagram, rights)
 	}
 	if err != nil {
@@ -197,14 +206,20 @@ func (c *Client) transmit(ctx context.Context, datagram, control []byte) (err er
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if c.address.IsVsock() {
+		if len(control) > 0 {
+			return unix.EOPNOTSUPP
+		}
+		return transmitVsock(ctx, c.address, datagram)
+	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
-	socket := os.NewFile(uintptr(fd), c.address)
+	socket := os.NewFile(uintptr(fd), c.address.Name)
 	defer socket.Close()
 	// poll(2) waits for room in the manager's queue only if the socket is connected.
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: c.address}); err != nil {
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: c.address.Name}); err != nil {
 		return err
 	}
 	raw, err := socket.SyscallConn()

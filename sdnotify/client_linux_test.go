@@ -227,7 +227,9 @@ func TestOpen(t *testing.T) {
 		{name: "empty", address: "", err: ErrNoSocket},
 		{name: "relative path", address: "run/notify", err: ErrAddress, text: "NOTIFY_SOCKET=run/notify: unsupported address"},
 		{name: "dot path", address: "./notify", err: ErrAddress},
-		{name: "vsock", address: "vsock:2:1234", err: ErrAddress, text: "vsock:2:1234"},
+		{name: "vsock", address: "vsock:2:1234"},
+		{name: "vsock without a CID", address: "vsock::1234", err: ErrAddress, text: "NOTIFY_SOCKET=vsock::1234: unsupported address: no CID to send to"},
+		{name: "vsock without a port", address: "vsock:2", err: ErrAddress, text: "vsock:2:1234"},
 		{name: "abstract without a name", address: "@", err: ErrAddress},
 		{name: "NUL inside", address: "/run/a\x00b", err: ErrAddress},
 	} {

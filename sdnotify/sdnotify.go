@@ -1,7 +1,9 @@
 // Package sdnotify tells the service manager about the state of a service,
 // sd_notify(3). A message is a datagram of lines NAME=value, sent to the socket in
 // NOTIFY_SOCKET. It can carry descriptors, and be sent in the name of another process.
-// The package also parses such datagrams, as the manager does.
+// From a virtual machine to its host it goes by AF_VSOCK instead, vsock(7).
+// The package also has the manager's end: Server receives such datagrams and parses
+// them as systemd does.
 //
 //	client, err := sdnotify.FromEnvironment()
 //	...
@@ -92,6 +94,12 @@ func (m Message) Format() ([]byte, error) {
 // wrap ErrInvalid and have the number of the line, from 1. Format can write any message
 // that Parse returns without an error, unless it is empty.
 func Parse(datagram []byte) (Message, error) {
+	return parse(datagram, true)
+}
+
+// parse is Parse. Unless strict, it leaves out a line that is not an assignment or whose
+// name is invalid, as the manager does.
+func parse(datagram []byte, strict bool) (Message, error) {
 	if len(datagram) > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes, more than %d", ErrInvalid, len(datagram), MaxSize)
 	}
@@ -104,12 +112,13 @@ func Parse(datagram []byte) (Message, error) {
 		if err == nil && line != "" {
 			name, value, found := strings.Cut(line, "=")
 			switch {
+			case found && validName(name):
+				m = append(m, Assignment{name, value})
+			case !strict:
 			case !found:
 				err = errors.New("no '='")
-			case !validName(name):
-				err = errors.New("not a name before '='")
 			default:
-				m = append(m, Assignment{name, value})
+				err = errors.New("not a name before '='")
 			}
 		}
 		if err != nil {

@@ -37,6 +37,10 @@ func notify(c config, files *handover.Handover) error {
 		return err
 	}
 	manager, err := sdnotify.FromEnvironment()
+	if err == nil && manager.Address().IsVsock() {
+		// That manager is on another machine, and cannot be told of a process here.
+		err = fmt.Errorf("NOTIFY_SOCKET=%s: %w", manager.Address(), sdnotify.ErrAddress)
+	}
 	if err != nil {
 		return failure{exitManager, fmt.Errorf("%w (systemd sets it for the commands of a unit that has NotifyAccess=)", err)}
 	}

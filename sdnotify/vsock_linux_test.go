@@ -1,0 +1,320 @@
+package sdnotify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// vsockPorts counts the ports of this test.
+var vsockPorts atomic.Int64
+
+// loopback returns the address of a server at this machine's own CID 1, which only the
+// kernel's module vsock_loopback has.
+func loopback(t *testing.T, network string) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Skip("this kernel has no vsock: ", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_LOCAL, Port: unix.VMADDR_PORT_ANY}); err != nil {
+		t.Skip("this kernel has no vsock loopback, or not loaded (modprobe vsock_loopback): ", err)
+	}
+	return fmt.Sprintf("%s:%d:%d", network, unix.VMADDR_CID_LOCAL, 20000+os.Getpid()%10000*4+int(vsockPorts.Add(1)))
+}
+
+func listenAt(t *testing.T, address string) *Server {
+	t.Helper()
+	s, err := Listen(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// assertReceives checks what a server receives next.
+func assertReceives(t *testing.T, s *Server, want ...Assignment) Sender {
+	t.Helper()
+	n, err := s.Receive(within(t, 5*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	if !slices.Equal(n.Message, Message(want)) {
+		t.Errorf("got %q, want %q", n.Message, want)
+	}
+	return n.Sender
+}
+
+func TestVsock(t *testing.T) {
+	for _, network := range []string{"vsock", "vsock-seqpacket", "vsock-stream"} {
+		t.Run(network, func(t *testing.T) {
+			s := listenAt(t, loopback(t, network))
+			c, err := Open(s.Address().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Run("one message after the other", func(t *testing.T) {
+				sent := make(chan error, 1)
+				go func() {
+					err := c.Send(context.Background(), Status("first"))
+					sent <- errors.Join(err, c.Send(context.Background(), Ready(), Status(`second\`)))
+				}()
+				from := assertReceives(t, s, Status("first"))
+				if want := (Sender{UID: -1, GID: -1, CID: unix.VMADDR_CID_LOCAL}); from != want {
+					t.Errorf("from %+v, want %+v", from, want)
+				}
+				assertReceives(t, s, Ready(), Status(`second\`))
+				if err := <-sent; err != nil {
+					t.Error(err)
+				}
+			})
+			t.Run("as long as can be", func(t *testing.T) {
+				long := Status(strings.Repeat("x", MaxSize-len("STATUS=")))
+				sent := make(chan error, 1)
+				go func() { sent <- c.Send(context.Background(), long) }()
+				assertReceives(t, s, long)
+				if err := <-sent; err != nil {
+					t.Error(err)
+				}
+			})
+			t.Run("a manager that does not receive", func(t *testing.T) {
+				if err := c.Send(within(t, 100*time.Millisecond), Ready()); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("got %v", err)
+				}
+				// It is a message all the same.
+				assertReceives(t, s, Ready())
+			})
+			t.Run("neither descriptors nor credentials", func(t *testing.T) {
+				for name, err := range map[string]error{
+					"SendFiles": c.SendFiles(context.Background(), []int{0}, FDStore("")...),
+					"Barrier":   c.Barrier(context.Background()),
+					"As":        c.As(os.Getpid(), os.Getuid(), os.Getgid()).Send(context.Background(), Ready()),
+				} {
+					if !errors.Is(err, unix.EOPNOTSUPP) {
+						t.Errorf("%s: %v, want EOPNOTSUPP", name, err)
+					}
+				}
+				sent := make(chan error, 1)
+				go func() {
+					sent <- c.As(os.Getpid(), os.Getuid(), os.Getgid()).OrSelf().Send(context.Background(), Ready())
+				}()
+				assertReceives(t, s, Ready())
+				if err := <-sent; err != nil {
+					t.Error(err)
+				}
+				if _, err := c.Prepare(Ready()); !errors.Is(err, ErrAddress) {
+					t.Errorf("Prepare: %v, want ErrAddress", err)
+				}
+			})
+			t.Run("systemd-notify", func(t *testing.T) {
+				program, err := exec.LookPath("systemd-notify")
+				if err != nil {
+					t.Skip("systemd-notify is not installed: ", err)
+				}
+				cmd := exec.Command(program, "--no-block", "--ready", "--status=hello")
+				cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+s.Address().String())
+				out := make(chan string, 1)
+				go func() {
+					text, err := cmd.CombinedOutput()
+					out <- fmt.Sprintf("%s%v", text, err)
+				}()
+				assertReceives(t, s, Ready(), Status("hello"))
+				if got := <-out; got != "<nil>" {
+					t.Error(got)
+				}
+			})
+			s.Close()
+			if err := c.Send(context.Background(), Ready()); !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("nobody listens: %v", err)
+			}
+		})
+	}
+}
+
+// TestVsockMissing: where the kernel has no vsock, or none for the address, the error
+// says so.
+func TestVsockMissing(t *testing.T) {
+	address := func(network string, cid uint32) string { return fmt.Sprintf("%s:%d:20000", network, cid) }
+	// No machine can have this CID, which is reserved.
+	const nobody = 0xFFFFFFF0
+	for _, network := range []string{"vsock", "vsock-stream", "vsock-seqpacket", "vsock-dgram"} {
+		if s, err := Listen(address(network, nobody)); err == nil {
+			t.Errorf("listens at %v", s.Address())
+		} else if !strings.HasPrefix(err.Error(), "listen on "+address(network, nobody)+": ") {
+			t.Error(err)
+		} else {
+			t.Log(err)
+		}
+	}
+	if fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		unix.Close(fd)
+		t.Skip("this kernel has vsock with datagrams")
+	}
+	c, err := Open("vsock-dgram:1:20000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.Send(context.Background(), Ready())
+	if want := "send to vsock-dgram:1:20000: this kernel has no such vsock: socket: "; err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("got %v, want %s…", err, want)
+	}
+}
+
+// connections returns a server like that of vsock, but at a Unix socket, which every
+// kernel has, and a function that connects to it.
+func connections(t *testing.T, kind int, network string) (s *Server, connect func() *net.UnixConn) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("@sdnotify-test-%d-%d", os.Getpid(), abstractNames.Add(1))
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
+		t.Fatal(err)
+	}
+	source, err := listenConnections(fd, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = &Server{address: Address{Network: "unix", Name: name}, source: source}
+	t.Cleanup(func() { s.Close() })
+	return s, func() *net.UnixConn {
+		t.Helper()
+		conn, err := net.DialUnix(network, nil, &net.UnixAddr{Name: name, Net: network})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+}
+
+// TestConnections: what a server makes of connections, each of which is a message.
+func TestConnections(t *testing.T) {
+	for network, kind := range map[string]int{"unix": unix.SOCK_STREAM, "unixpacket": unix.SOCK_SEQPACKET} {
+		t.Run(network, func(t *testing.T) {
+			s, connect := connections(t, kind, network)
+			send := func(t *testing.T, pieces ...string) *net.UnixConn {
+				t.Helper()
+				conn := connect()
+				for _, piece := range pieces {
+					if _, err := conn.Write([]byte(piece)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := conn.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+				return conn
+			}
+			// closed waits for the server's answer, which is an end.
+			closed := func(t *testing.T, conn *net.UnixConn) {
+				t.Helper()
+				conn.SetReadDeadline(time.Now().Add(2 * Timeout))
+				if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("read %d, %v, want an end", n, err)
+				}
+			}
+
+			t.Run("the sender waits until it is received", func(t *testing.T) {
+				conn := send(t, "READY=1\n")
+				conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+				if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("before: %v", err)
+				}
+				assertReceives(t, s, Ready())
+				closed(t, conn)
+			})
+			t.Run("in pieces", func(t *testing.T) {
+				conn := send(t, "READY=1\nSTA", "TUS=up")
+				assertReceives(t, s, Ready(), Status("up"))
+				closed(t, conn)
+			})
+			t.Run("empty", func(t *testing.T) {
+				conn := send(t)
+				assertReceives(t, s)
+				closed(t, conn)
+			})
+			for name, pieces := range map[string][]string{
+				"too long":             {strings.Repeat("X", MaxSize+1)},
+				"a megabyte in pieces": slices.Repeat([]string{strings.Repeat("X", 1024)}, 5),
+			} {
+				t.Run(name, func(t *testing.T) {
+					conn := send(t, pieces...)
+					if n, err := s.Receive(within(t, 5*time.Second)); !errors.Is(err, ErrInvalid) || n == nil {
+						t.Errorf("got %v, %v, want ErrInvalid", n, err)
+					}
+					closed(t, conn)
+				})
+			}
+			t.Run("one that does not end keeps nobody waiting, and is dropped", func(t *testing.T) {
+				var slow []*net.UnixConn
+				for range maxConnections / 2 {
+					slow = append(slow, connect())
+				}
+				if _, err := slow[0].Write([]byte("READY=1\n")); err != nil {
+					t.Fatal(err)
+				}
+				send(t, "STATUS=quick")
+				assertReceives(t, s, Status("quick"))
+				for _, conn := range slow {
+					closed(t, conn)
+				}
+				if n, err := s.Receive(within(t, 100*time.Millisecond)); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("got %v, %v, want nothing", n, err)
+				}
+			})
+			t.Run("many at once", func(t *testing.T) {
+				const many = 3 * maxConnections
+				for range many {
+					go func() {
+						var conn *net.UnixConn
+						for err := error(unix.EAGAIN); errors.Is(err, unix.EAGAIN); time.Sleep(time.Millisecond) { // the queue is full
+							conn, err = net.DialUnix(network, nil, &net.UnixAddr{Name: s.Address().Name, Net: network})
+						}
+						defer conn.Close()
+						conn.Write([]byte("WATCHDOG=1"))
+						conn.CloseWrite()
+						conn.Read(make([]byte, 1))
+					}()
+				}
+				for range many {
+					assertReceives(t, s, Watchdog())
+				}
+			})
+			t.Run("Close lets everybody go", func(t *testing.T) {
+				waiting, unfinished := send(t, "READY=1"), connect()
+				received := make(chan error, 1)
+				start := time.Now()
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+				go func() {
+					_, err := s.Receive(context.Background())
+					received <- err
+				}()
+				if err := <-received; !errors.Is(err, os.ErrClosed) {
+					t.Errorf("Receive: %v, want ErrClosed", err)
+				}
+				closed(t, waiting)
+				closed(t, unfinished)
+				if took := time.Since(start); took > Timeout/2 {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
+	}
+}
