@@ -261,8 +261,10 @@ func readUntil(ctx context.Context, socket *os.File, receive func(fd int) error)
 	}()
 	var receiveErr error
 	err = raw.Read(func(fd uintptr) (done bool) {
-		receiveErr = receive(int(fd))
-		return receiveErr != unix.EAGAIN && receiveErr != unix.EINTR
+		for receiveErr = unix.EINTR; receiveErr == unix.EINTR; {
+			receiveErr = receive(int(fd))
+		}
+		return receiveErr != unix.EAGAIN
 	})
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
