@@ -399,6 +399,7 @@ func (d *deriver) advise() {
 			d.warn("Cgroup=%s: %s in [Service] does not bind the container, which is in the control group of the user's manager; write Cgroup=service, or give the limit to podman", d.Options.Cgroup, strings.Join(limits, " "))
 		}
 	}
+	d.adviseCredentials()
 	sdnotify, given := d.main.Last("sdnotify")
 	healthCmd, health := d.main.Last("health-cmd")
 	health = health && healthCmd != "none" // "none" turns the image's health check off
@@ -409,6 +410,24 @@ func (d *deriver) advise() {
 		d.warn("Cgroup=service: health checks start in the user's control group, and crun may not move them into the unit's, so each fails; write Cgroup=mixed, or use runc")
 	case !d.madeByQuadlet && strings.HasPrefix(d.unit.Get("Service", "Type"), "notify") && !given:
 		d.warn("Type=notify without --sdnotify=: the container itself must send READY=1; write --sdnotify=conmon if it does not")
+	}
+}
+
+// adviseCredentials warns of credentials, systemd.exec(5), that the container does not see.
+func (d *deriver) adviseCredentials() {
+	if !d.creates {
+		return
+	}
+	for _, a := range d.unit.Assignments {
+		if strings.HasPrefix(a.Key, "Exec") && (strings.Contains(a.Value, "%d") || strings.Contains(a.Value, "CREDENTIALS_DIRECTORY")) {
+			return
+		}
+	}
+	for _, key := range []string{"LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted", "ImportCredential"} {
+		if d.unit.Get("Service", key) != "" {
+			d.warn("%s=: the container does not see the unit's credentials; write Volume=%%d:/run/credentials:ro (podman run -v %%d:/run/credentials:ro)", key)
+			return
+		}
 	}
 }
 

@@ -115,6 +115,8 @@ ExecStop=/usr/bin/podman rm -f -i web
 		{name: "a wrapper", text: "ExecStart=/usr/local/bin/run-web %t\n", warnings: []string{"--cgroups= was left", "neither ExecStop="}},
 		{name: "limits", text: "Type=notify\nNotifyAccess=all\nMemoryMax=1G\nCPUQuota=50%\n" + detached, warnings: []string{"CPUQuota= MemoryMax= in [Service]"}},
 		{name: "a slice", text: "Type=notify\nNotifyAccess=all\nSlice=web.slice\n" + detached, warnings: []string{"Slice= in [Service] does not bind the container"}},
+		{name: "credentials that the container does not see", text: "Type=notify\nNotifyAccess=all\nLoadCredential=key:/etc/key\n" + detached, warnings: []string{"write Volume=%d:/run/credentials:ro"}},
+		{name: "credentials", text: "Type=notify\nNotifyAccess=all\nLoadCredential=key:/etc/key\nExecStart=podman run -d --sdnotify=conmon -v %d:/run/credentials:ro localhost/web\nExecStop=podman stop web\n"},
 		{name: "limits that bind", text: "Type=notify\nNotifyAccess=all\nMemoryMax=1G\n" + detached, cgroup: dropin.Service},
 		{name: "health checks in the unit's control group", text: "Type=notify\nNotifyAccess=all\nExecStart=podman run -d --health-cmd true localhost/web\nExecStop=podman stop web\n", cgroup: dropin.Service, warnings: []string{"health checks"}},
 		{name: "health checks by runc in the unit's control group", text: "Type=notify\nNotifyAccess=all\nExecStart=podman --runtime=runc run -d --sdnotify=healthy --health-cmd true localhost/web\nExecStop=podman stop web\n", cgroup: dropin.Service},

@@ -286,6 +286,18 @@ var settings = map[page]setting{
 			},
 		},
 	},
+	"docs/credentials.md": {
+		before: map[string]func(r *reader, b block){
+			"Volume=%d:/run/credentials:ro": func(r *reader, _ block) { r.run("useradd", "--create-home", "web") },
+		},
+		after: map[string]func(r *reader, b block, screen string){
+			"install -m 600 /dev/null /etc/web.password": func(r *reader, _ block, screen string) {
+				if !strings.HasSuffix(screen, "\nkey\npassword") {
+					r.t.Errorf("%s", screen)
+				}
+			},
+		},
+	},
 	"docs/user-to-system.md": {
 		before: map[string]func(r *reader, b block){
 			"Volume=%h/site:/srv": func(r *reader, _ block) { r.run("useradd", "--create-home", "web") },
