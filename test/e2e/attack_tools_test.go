@@ -142,7 +142,7 @@ func (b battle) tools() {
 			PODMAN_SYSTEMD_UNIT=%s INVOCATION_ID=0123456789abcdef0123456789abcdef exec ./conmon -c '
 				i=0; while [ $i -lt %d ]; do (read line <never) & i=$((i + 1)); done
 				echo $i >crowd; wait' -c %s -u %[3]s -n "$v" -n "$v" -n "$v" -n "$v" -n "$v" -n "$v"`, n.name, crowd, forgedID))
-		u.awaitHome("crowd")
+		u.await("the crowd is there", 5*time.Minute, func() bool { return u.try("test", "-s", u.home()+"/crowd").status == 0 })
 		for _, args := range [][]string{{"status"}, {"status", "--format=json"}, {"check", n.name}} {
 			wrong, _ := f.excessOf(append([]string{"oci-mainpid"}, args...)...)
 			f.judge(wrong...)
