@@ -60,11 +60,11 @@ func Parse(program string, args []unitfile.Word) (p Podman, ok bool) {
 }
 
 // ParseArguments is Parse for arguments (without argv[0]) that are not in a unit's
-// line. All offsets are 0.
+// line. All offsets are indexes of args.
 func ParseArguments(program string, args []string) (Podman, bool) {
 	words := make([]unitfile.Word, len(args))
 	for i, a := range args {
-		words[i].Text = a
+		words[i] = unitfile.Word{Text: a, Start: i, End: i + 1}
 	}
 	return Parse(program, words)
 }
