@@ -36,3 +36,15 @@ func removePIDFile(path string, pid int) {
 		os.Remove(path)
 	}
 }
+
+// clearPIDFile removes a PID file that a killed run has left, so that nobody takes the
+// container for ready before it is. A file that has no PID stays.
+func clearPIDFile(path string) {
+	b, err := regular.Read(path, 64)
+	if err != nil {
+		return
+	}
+	if _, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 31); err == nil {
+		os.Remove(path)
+	}
+}

@@ -115,6 +115,9 @@ func (c Config) Run() (status int, err error) {
 		return 0, err
 	}
 	defer r.place.close()
+	if r.PIDFile != "" {
+		clearPIDFile(r.PIDFile)
+	}
 	if !r.inUnit {
 		if r.mainPIDFile, err = r.place.makeMainPID(); err != nil {
 			return 0, err

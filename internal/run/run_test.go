@@ -174,6 +174,23 @@ func TestPIDFile(t *testing.T) {
 	}
 }
 
+// What a killed run has left is gone before the container is ready. What is no PID file
+// stays.
+func TestClearPIDFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.pid")
+	clearPIDFile(path)
+	for text, stays := range map[string]bool{"42\n": false, "precious": true, "": true, "-1\n": true} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		clearPIDFile(path)
+		if _, err := os.Lstat(path); (err == nil) != stays {
+			t.Errorf("a file with %q: %v", text, err)
+		}
+		os.Remove(path)
+	}
+}
+
 // One run has a container's directory; the next one gets it when the first has ended.
 func TestPlace(t *testing.T) {
 	if os.Geteuid() == 0 {
