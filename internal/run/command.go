@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"oci-mainpid-hook/internal/podmancmd"
-	"oci-mainpid-hook/internal/unitfile"
 )
 
 // command is podman's command line.
@@ -26,45 +26,29 @@ func parseCommand(args []string, ready bool) (command, error) {
 		return command{}, errors.New("no command given, such as podman run -d --rm --name=web IMAGE")
 	}
 	p, ok := podmancmd.ParseArguments(args[0], args[1:])
-	if !ok {
+	if !ok || filepath.Base(args[0]) == "oci-mainpid" {
 		return command{}, fmt.Errorf("%s is no podman with a subcommand; write podman run -d --rm --name=NAME IMAGE", args[0])
 	}
 	c := command{args: slices.Clone(args), verbEnd: 1 + p.VerbEnd}
-	fail := func(format string, values ...any) (command, error) {
-		return command{}, fmt.Errorf("podman %s: %s", p.Verb, fmt.Sprintf(format, values...))
-	}
-	if p.Verb != "run" && p.Verb != "container run" {
-		return fail("starts no container of its own; write podman run")
-	}
-	if _, remote := p.Global("remote"); remote {
-		return fail("--remote: conmon would be on another machine")
-	}
-	if !p.HidesOutput() {
-		return fail("stays in the foreground; add -d")
-	}
-	if rm, given := p.Last("rm"); !given || podmancmd.IsFalse(rm) {
-		return fail("leaves the container behind when it ends; add --rm")
+	if err := p.CheckSupervised(); err != nil {
+		return command{}, err
 	}
 	if c.name, _ = p.Last("name"); !isName(c.name) {
-		return fail("gives the container no name by which the next start can replace it; add --name=NAME")
+		return command{}, fmt.Errorf("podman %s: --name=%.40s is no name of a container", p.Verb, c.name)
 	}
 	if _, init := p.Last("init"); ready && init {
-		return fail("--init: systemd must be the first process of the container; remove it")
-	}
-	replace, given := p.Last("replace")
-	if given && podmancmd.IsFalse(replace) {
-		return fail("--replace=false: what a killed start has left would be in the way; remove it")
+		return command{}, fmt.Errorf("podman %s: --init: systemd must be the first process of the container; remove it", p.Verb)
 	}
 	c.sdnotify, _ = p.Last("sdnotify")
 	switch c.sdnotify {
 	case "", "conmon", "container", "healthy", "ignore":
 	default:
-		return fail("--sdnotify=%.40s is none of conmon, container, healthy, ignore", c.sdnotify)
+		return command{}, fmt.Errorf("podman %s: --sdnotify=%.40s is none of conmon, container, healthy, ignore", p.Verb, c.sdnotify)
 	}
 	for _, o := range slices.Backward(p.All("sdnotify")) {
 		c.args = slices.Delete(c.args, 1+o.Start, 1+o.At.End)
 	}
-	if !given {
+	if _, given := p.Last("replace"); !given {
 		c.insert("--replace")
 	}
 	c.insert("--sdnotify=ignore")
@@ -88,20 +72,6 @@ func (c *command) podman(args ...string) []string {
 func isName(s string) bool {
 	const characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 	return s != "" && len(s) <= 200 && s[0] != '.' && s[0] != '-' && strings.Trim(s, characters) == ""
-}
-
-// CheckTargets returns an error for the first name that no target can have.
-func CheckTargets(names []string) error {
-	for _, name := range names {
-		if !isTarget(name) {
-			return fmt.Errorf("%.80q is no target of systemd's; write a name such as multi-user.target", name)
-		}
-	}
-	return nil
-}
-
-func isTarget(name string) bool {
-	return strings.HasSuffix(name, ".target") && unitfile.CheckName(name) == nil
 }
 
 // environment returns this process's environment for podman: without what is meant for

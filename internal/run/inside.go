@@ -151,6 +151,34 @@ func (i *Inside) statusLine(targets []string) string {
 	return s
 }
 
+// String describes what is inside in a line, for oci-mainpid status.
+func (i *Inside) String() string {
+	var parts []string
+	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
+	if i.Hostname != "" {
+		add("host %s", i.Hostname)
+	}
+	if i.MachineID != "" {
+		add("machine %s", i.MachineID)
+	}
+	if n := len(i.Active); n > 0 {
+		add("%d units active, the last %s", n, i.Active[n-1])
+	}
+	if len(i.Waiting) > 0 {
+		add("not active: %s", strings.Join(i.Waiting, ", "))
+	}
+	if i.SignalsLevel > 0 {
+		add("signals level %d", i.SignalsLevel)
+	}
+	if i.Shutdown != "" {
+		add("shutdown: %s %s", i.Shutdown, i.RebootParameter)
+	}
+	if i.Status != "" {
+		add("%s", i.Status)
+	}
+	return "inside: " + strings.Join(parts, "; ")
+}
+
 // text returns what may be shown of a text of the container's.
 func text(s string) string { return printable.Clip(s, maxText) }
 

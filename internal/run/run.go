@@ -18,6 +18,7 @@ import (
 
 	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/unitfile"
 	"oci-mainpid-hook/sdnotify"
 )
 
@@ -87,8 +88,10 @@ type runner struct {
 // why it is not the container's own; it wraps ErrUsage where nothing was started.
 func (c Config) Run() (status int, err error) {
 	r := &runner{Config: c, signals: make(chan os.Signal, 32)}
-	if err := CheckTargets(c.Ready); err != nil {
-		return 0, usage("--ready: %v", err)
+	for _, target := range c.Ready {
+		if err := unitfile.CheckTargetName(target); err != nil {
+			return 0, usage("--ready: %v", err)
+		}
 	}
 	if r.command, err = parseCommand(c.Command, len(c.Ready) > 0); err != nil {
 		return 0, usage("%v", err)

@@ -30,6 +30,14 @@ func CheckName(name string) error {
 	return nil
 }
 
+// CheckTargetName fails if systemd takes no target of that name.
+func CheckTargetName(name string) error {
+	if !strings.HasSuffix(name, ".target") || CheckName(name) != nil || IsTemplate(name) {
+		return fmt.Errorf("%.80q is no target of systemd's; write a name such as multi-user.target", name)
+	}
+	return nil
+}
+
 // IsTemplate reports whether name is the name of a template, such as web@.service.
 func IsTemplate(name string) bool { return strings.HasSuffix(Stem(name), "@") }
 
