@@ -48,3 +48,25 @@ func isContainerName(s string) bool {
 	const characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 	return s != "" && len(s) <= 200 && strings.Trim(s, characters) == ""
 }
+
+// FirstProcess takes hold of the first process of a conmon's container: the child of
+// conmon that lives. The error is ErrNoContainer if there is none any more.
+func FirstProcess(conmon *Claim) (*Claim, error) {
+	pids, err := proc.Children(conmon.PID)
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range pids {
+		claim, err := NewClaim(pid)
+		if err != nil {
+			continue
+		}
+		// The pidfd shows that it was one process all the time.
+		p, err := proc.Read(pid)
+		if err == nil && !p.Ended() && p.PPID == conmon.PID && claim.Alive() == nil {
+			return claim, nil
+		}
+		claim.Close()
+	}
+	return nil, ErrNoContainer
+}

@@ -32,6 +32,7 @@ func (p *Planner) derive(d *Decision, unit *unitfile.File, madeByQuadlet bool) e
 		Decision: d, unit: unit, madeByQuadlet: madeByQuadlet, dropin: &dropin.Dropin{Unit: d.Service, Origin: d.origin()},
 		sockets: p.machine.sockets.Of(d.Service, unit), systemdVersion: p.machine.systemdVersion,
 	}
+	dr.programs = p.Programs
 	if err := dr.derive(p.Programs); err != nil {
 		return err
 	}
@@ -60,6 +61,7 @@ type deriver struct {
 	dropin         *dropin.Dropin
 	sockets        []string // the socket units that pass descriptors to the service
 	systemdVersion int      // 0 if unknown
+	programs       dropin.Programs
 
 	// lines are the Exec settings as the unit shall have them. changed says which of
 	// these settings differ from the unit's own.
@@ -77,6 +79,9 @@ func (d *deriver) derive(programs dropin.Programs) error {
 		return fmt.Errorf("ProtectHome=%s keeps podman from its storage in %s and from %s; write ProtectHome=no", home, d.Account.Home, d.Account.RuntimeDir())
 	}
 	if err := d.readExec(); err != nil {
+		return err
+	}
+	if err := d.checkReady(); err != nil {
 		return err
 	}
 	d.adviseHome()
@@ -176,6 +181,15 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 				}
 			}
 			d.setLogDriver(&e, p)
+			if d.Options.Ready != "" {
+				if podmancmd.IsRun(c.Path.Text, c.Arguments()) {
+					return "", fmt.Errorf("Ready=%s: the command is oci-mainpid run already; remove one of the two", d.Options.Ready)
+				}
+				if err := p.CheckSupervised(); err != nil {
+					return "", fmt.Errorf("Ready=%s: %w", d.Options.Ready, err)
+				}
+				wrap(&e, line, c, unitfile.QuoteArgument(d.programs.OCIMainPID), "run --ready="+d.Options.Ready+" --")
+			}
 		case p.CreatesContainer() && !p.StartsContainer():
 			d.creates = true
 			d.setCgroups(&e, p)
@@ -194,6 +208,29 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 		}
 	}
 	return e.Apply(line), nil
+}
+
+// checkReady fails if Ready= cannot work in the unit.
+func (d *deriver) checkReady() error {
+	reason := ""
+	switch {
+	case d.Options.Ready == "":
+		return nil
+	case d.isOneshot():
+		reason = "Type=oneshot has no main process that could be ready; write Type=notify"
+	case !d.main.CreatesContainer():
+		reason = "ExecStart= is no podman run, so there is no container whose systemd could be heard; write podman run -d --rm --name=NAME"
+	case len(d.sockets) > 0:
+		reason = fmt.Sprintf("the sockets of %s would not reach the container; remove Ready=", strings.Join(d.sockets, ", "))
+	case d.Options.Cgroup == dropin.Service:
+		reason = "Cgroup=service: podman needs the unit's control group for itself; write Cgroup=mixed"
+	case d.systemdVersion > 0 && d.systemdVersion < openFileVersion:
+		reason = fmt.Sprintf("needs systemd %d or later; remove Ready=", openFileVersion)
+	}
+	if reason == "" {
+		return nil
+	}
+	return fmt.Errorf("Ready=%s: %s", d.Options.Ready, reason)
 }
 
 // isOneshot reports whether the unit needs no main PID: a volume, a network, an image,
@@ -297,6 +334,10 @@ func (d *deriver) delivery(serviceType string) (how dropin.Delivery, err error) 
 		return how, fmt.Errorf("Cgroup=service: podman %s puts pods into a control group of their own and cannot put them into the unit's; write Cgroup=mixed", d.main.Verb)
 	}
 	notifies := serviceType == "notify" || serviceType == "notify-reload"
+	if d.Options.Ready != "" {
+		// oci-mainpid run sends READY=1, from the unit's control group, after the hook.
+		return dropin.Delivery{Pause: true, HookFirst: true, OpenFile: !unitfile.IsTemplate(d.Service)}, nil
+	}
 	if notifies && d.Options.Cgroup == dropin.User && d.creates {
 		switch sdnotify, _ := d.main.Last("sdnotify"); sdnotify {
 		case "", "container":
@@ -340,6 +381,14 @@ func (d *deriver) serviceType(serviceType string, how dropin.Delivery) {
 		}
 	} else if access != "all" {
 		d.dropin.Set("NotifyAccess", "all")
+	}
+	if d.Options.Ready != "" {
+		if serviceType != "notify" && serviceType != "notify-reload" {
+			d.dropin.Set("Type", "notify")
+		}
+		// A reboot inside ends conmon with 129, a power-off with 130 (reboot(2)).
+		d.dropin.Set("SuccessExitStatus", "129 130")
+		d.dropin.Set("RestartForceExitStatus", "129")
 	}
 	if d.unit.Get("Service", "PIDFile") != "" {
 		d.dropin.Set("PIDFile", "")
@@ -405,7 +454,7 @@ func (d *deriver) advise() {
 	health = health && healthCmd != "none" // "none" turns the image's health check off
 	runtime, _ := d.main.Global("runtime")
 	switch {
-	case !d.creates:
+	case !d.creates || d.Options.Ready != "":
 	case d.Options.Cgroup == dropin.Service && (health || sdnotify == "healthy") && filepath.Base(runtime) != "runc":
 		d.warn("Cgroup=service: health checks start in the user's control group, and crun may not move them into the unit's, so each fails; write Cgroup=mixed, or use runc")
 	case !d.madeByQuadlet && strings.HasPrefix(d.unit.Get("Service", "Type"), "notify") && !given:

@@ -48,6 +48,10 @@ func readRequest(file string, u *unitfile.File) (r request) {
 			r.err = fmt.Errorf("[%s] %s= is for files that run containers (.container, .kube, .pod); remove it from %s", section, a.Key, file)
 			return r
 		}
+		if a.Key == "Ready" && filepath.Ext(file) != ".container" {
+			r.err = fmt.Errorf("[%s] Ready= is for a file of one container (.container); remove it from %s", section, file)
+			return r
+		}
 		if r.err = r.options.Set(a.Key, value); r.err != nil {
 			r.err = fmt.Errorf("[%s] %w", section, r.err)
 			return r

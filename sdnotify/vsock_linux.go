@@ -295,8 +295,8 @@ func (s *connectionSource) accept() {
 }
 
 // read hands on the message of a connection, and then closes it. So the sender, who
-// waits for that, knows that it was received. A connection that its sender does not shut
-// down in time, or breaks, is no message.
+// waits for that, knows that it was received. A connection that its sender breaks, does
+// not shut down in time, or gives up before it sends anything is no message.
 func (s *connectionSource) read(socket *os.File, from Sender) {
 	defer socket.Close()
 	stop := make(chan struct{})
@@ -312,7 +312,7 @@ func (s *connectionSource) read(socket *os.File, from Sender) {
 	// Room for all: what does not fit of a sequenced packet is lost.
 	text := make([]byte, MaxSize+1)
 	n, err := io.ReadFull(socket, text)
-	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+	if n == 0 || err != nil && err != io.ErrUnexpectedEOF {
 		return
 	}
 	select {

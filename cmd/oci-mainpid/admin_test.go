@@ -20,7 +20,7 @@ func execute(args ...string) (stdout string, err error) {
 	cmd.SetArgs(args)
 	cmd.SetOut(&out)
 	cmd.SetErr(&out)
-	err = run(cmd)
+	err = dispatch(cmd)
 	return out.String(), err
 }
 

@@ -132,6 +132,9 @@ is written.`,
 	flags.Func("cgroup", "where the processes live: `MODE` is mixed (the default), service or user", func(value string) error {
 		return g.options.Set("Cgroup", value)
 	})
+	flags.Func("ready", "the unit is ready when each `TARGET` of the systemd in the container is active", func(value string) error {
+		return g.options.Set("Ready", value)
+	})
 	flags.BoolVar(&g.dryRun, "dry-run", false, "print the drop-ins, write nothing")
 	flags.StringVar(&g.outputDir, "output-dir", "/etc/systemd/system", "the `DIR` of unit files to write to")
 	flags.BoolVar(&g.force, "force", false, "overwrite a drop-in of that name that another program made")
@@ -139,6 +142,7 @@ is written.`,
 	flags.IntVar(&g.systemdVersion, "systemd-version", 0, "write for systemd `VERSION` rather than the one that is installed")
 	mustRegister(cmd, "cgroup", string(dropin.Mixed), string(dropin.Service), string(dropin.User))
 	mustRegister(cmd, "systemd-version")
+	mustRegister(cmd, "ready", "multi-user.target", "graphical.target")
 	mustRegisterFunc(cmd, "user", func() []string { return g.planner.Accounts.Names() })
 	if err := cmd.MarkFlagDirname("output-dir"); err != nil {
 		panic(err) // there is no such flag

@@ -36,7 +36,7 @@ func main() {
 		os.Exit(generator(os.Args[1:]))
 	}
 	log := newLog(os.Stderr)
-	err := run(command(log))
+	err := dispatch(command(log))
 	if err == nil {
 		return
 	}
@@ -58,8 +58,8 @@ func main() {
 	os.Exit(exitFailed)
 }
 
-// run is root.Execute, but completion without a shell, or with an unknown one, fails.
-func run(root *cobra.Command) error {
+// dispatch is root.Execute, but completion without a shell, or with an unknown one, fails.
+func dispatch(root *cobra.Command) error {
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() != "completion" {
@@ -104,7 +104,7 @@ func command(log *logrus.Logger) *cobra.Command {
 	root.Flags().BoolVar(&printVersion, "version", false, "print the version")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
 	addLogFlags(root, log)
-	root.AddCommand(generateCommand(log), checkCommand(log), statusCommand(log), explainCommand(log), podmanCommand(log), refuseCommand(), quadletFilesCommand())
+	root.AddCommand(generateCommand(log), checkCommand(log), statusCommand(log), explainCommand(log), podmanCommand(log), runCommand(log), refuseCommand(), quadletFilesCommand())
 	return root
 }
 

@@ -256,6 +256,9 @@ func (u UnitFacts) regenerate() string {
 	if mode := o.Options.Cgroup; mode != "" && mode != dropin.Mixed {
 		user += " --cgroup=" + string(mode)
 	}
+	if o.Options.Ready != "" {
+		user += " --ready=" + o.Options.Ready
+	}
 	return "oci-mainpid generate" + user + " " + terminal.Quote(source) + " && " + apply
 }
 
@@ -288,7 +291,7 @@ func (u UnitFacts) settings(p *points) {
 		wrong = "Delegate=no, but podman has --cgroups=split: it may not make control groups in the unit's"
 	case unit.NotifyAccess == "none" || unit.NotifyAccess == "main":
 		wrong = fmt.Sprintf("NotifyAccess=%s: systemd does not listen to notify-mainpid", unit.NotifyAccess)
-	case (unit.Type == "notify" || unit.Type == "notify-reload") && !unit.Delegate:
+	case (unit.Type == "notify" || unit.Type == "notify-reload") && !unit.Delegate && unit.Origin.Options.Ready == "":
 		wrong = "Type=notify without Delegate=: READY=1 is lost with the first podman after boot"
 	case unit.Type != "notify" && unit.Type != "notify-reload" && unit.Env(handover.EnvResultFile) == "":
 		wrong = fmt.Sprintf("Type=%s, and %s is not in the environment: podman can end before systemd has the main PID", unit.Type, handover.EnvResultFile)

@@ -201,3 +201,27 @@ func FuzzParseOrigin(f *testing.F) {
 		}
 	})
 }
+
+func TestReadyOption(t *testing.T) {
+	var o Options
+	for _, value := range []string{"multi-user.target", "a.target,b@1.target", " c.target\ta.target "} {
+		if err := o.Set("Ready", value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if o.Ready != "a.target,b@1.target,c.target,multi-user.target" {
+		t.Errorf("got %q", o.Ready)
+	}
+	origin := Origin{Maker: Generator, Format: format, User: "web", UID: 1000, Options: o}
+	if got, err := ParseOrigin([]byte(origin.String() + "\n")); err != nil || got != origin {
+		t.Errorf("%q reads back as %+v, %v", origin, got, err)
+	}
+	for _, bad := range []string{"multi-user", "multi-user.service", "a b.target", ".target", "a@.target", "../a.target", strings.Repeat("a.target ", maxTargets)} {
+		if err := o.Set("Ready", bad); err == nil {
+			t.Errorf("%q is taken: %q", bad, o.Ready)
+		}
+	}
+	if err := o.Set("Ready", ""); err != nil || o.Ready != "" {
+		t.Errorf("an empty value leaves %q, %v", o.Ready, err)
+	}
+}

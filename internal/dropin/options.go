@@ -3,7 +3,10 @@ package dropin
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+
+	"oci-mainpid-hook/internal/unitfile"
 )
 
 // Options are what an administrator chooses for a unit: keys of [X-MainPID] in a
@@ -11,6 +14,9 @@ import (
 // is not chosen is empty, see WithDefaults.
 type Options struct {
 	Cgroup Cgroup
+	// Ready are the targets of the systemd in the container that must be active before
+	// the unit is, separated by commas. Without any, the unit is ready as podman says.
+	Ready string
 }
 
 // Cgroup says in which control groups a unit's processes live.
@@ -33,6 +39,9 @@ type option struct {
 	get  func(o Options) string
 }
 
+// maxTargets bounds Ready=.
+const maxTargets = 20
+
 // options has every key, with the names of oci-mainpid.unit(5). A new key is an entry
 // here and a field of Options.
 var options = []option{
@@ -47,6 +56,28 @@ var options = []option{
 			return fmt.Errorf("Cgroup=%.40s is none of mixed, service, user", value)
 		},
 		get: func(o Options) string { return string(o.Cgroup) },
+	},
+	{
+		name: "Ready",
+		set: func(o *Options, value string) error {
+			if value == "" {
+				o.Ready = ""
+				return nil
+			}
+			targets := strings.FieldsFunc(o.Ready+" "+value, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' })
+			if len(targets) > maxTargets {
+				return fmt.Errorf("Ready= has more than %d targets", maxTargets)
+			}
+			for _, name := range targets {
+				if err := unitfile.CheckTargetName(name); err != nil {
+					return fmt.Errorf("Ready=: %w", err)
+				}
+			}
+			slices.Sort(targets)
+			o.Ready = strings.Join(slices.Compact(targets), ",")
+			return nil
+		},
+		get: func(o Options) string { return o.Ready },
 	},
 }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/internal/proc"
+	"oci-mainpid-hook/internal/regular"
 )
 
 // ErrTaken says that another container of the unit was first.
@@ -76,4 +77,28 @@ func parseMainPID(b []byte) (int, error) {
 		return 0, fmt.Errorf("%d is no PID", pid)
 	}
 	return int(pid), nil
+}
+
+// ReadMainPID returns the PID in a mainpid file that this process may read by its name,
+// or has open: OpenFile= in systemd.service(5). The error says that there is none yet, or
+// that the contents are no PID.
+func ReadMainPID(path string) (int, error) {
+	b, err := regular.Read(path, int64(maxMainPID))
+	if err != nil {
+		fd, found := proc.FindDescriptor(os.Getpid(), path)
+		if !found {
+			return 0, fmt.Errorf("mainpid file: %w", err)
+		}
+		b = make([]byte, maxMainPID+1)
+		n, err := unix.Pread(fd, b, 0)
+		if err != nil {
+			return 0, fmt.Errorf("mainpid file %s: %w", path, err)
+		}
+		b = b[:n]
+	}
+	pid, err := parseMainPID(b)
+	if err != nil {
+		return 0, fmt.Errorf("mainpid file %s: %w", path, err)
+	}
+	return pid, nil
 }

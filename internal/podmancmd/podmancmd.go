@@ -4,6 +4,7 @@
 package podmancmd
 
 import (
+	"fmt"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -37,8 +38,11 @@ type Option struct {
 }
 
 // Parse parses the arguments of a program. ok is false if the program does not run
-// podman, itself or by env(1), or if there is no subcommand.
+// podman, itself, by env(1) or by oci-mainpid run, or if there is no subcommand.
 func Parse(program string, args []unitfile.Word) (p Podman, ok bool) {
+	if IsRun(program, args) {
+		program, args = throughRun(args)
+	}
 	if filepath.Base(program) == "env" {
 		program, args = throughEnv(args)
 	}
@@ -60,13 +64,29 @@ func Parse(program string, args []unitfile.Word) (p Podman, ok bool) {
 }
 
 // ParseArguments is Parse for arguments (without argv[0]) that are not in a unit's
-// line. All offsets are 0.
+// line. All offsets are indexes of args.
 func ParseArguments(program string, args []string) (Podman, bool) {
 	words := make([]unitfile.Word, len(args))
 	for i, a := range args {
-		words[i].Text = a
+		words[i] = unitfile.Word{Text: a, Start: i, End: i + 1}
 	}
 	return Parse(program, words)
+}
+
+// IsRun reports whether the program is oci-mainpid run, oci-mainpid(8).
+func IsRun(program string, args []unitfile.Word) bool {
+	return filepath.Base(program) == "oci-mainpid" && len(args) > 0 && args[0].Text == "run"
+}
+
+// throughRun returns the program that oci-mainpid run starts, and its arguments. They
+// come after --.
+func throughRun(args []unitfile.Word) (program string, rest []unitfile.Word) {
+	for i, w := range args {
+		if w.Text == "--" && i+1 < len(args) {
+			return args[i+1].Text, args[i+2:]
+		}
+	}
+	return "", nil
 }
 
 // throughEnv returns the program that env(1) executes, and its arguments.
@@ -170,6 +190,32 @@ func (p *Podman) HidesOutput() bool {
 		return short || long && !IsFalse(detach)
 	}
 	return p.PlaysKube()
+}
+
+// CheckSupervised fails unless the subcommand starts a container that oci-mainpid run can
+// supervise: one of its own, in the background, with a name, that is removed at its end.
+// The error says what to write.
+func (p *Podman) CheckSupervised() error {
+	fail := func(why string) error { return fmt.Errorf("podman %s: %s", p.Verb, why) }
+	if p.Verb != "run" && p.Verb != "container run" {
+		return fail("starts no container of its own; write podman run")
+	}
+	if _, remote := p.Global("remote"); remote {
+		return fail("--remote: conmon would be on another machine; remove it")
+	}
+	if !p.HidesOutput() {
+		return fail("stays in the foreground; add -d")
+	}
+	if rm, given := p.Last("rm"); !given || IsFalse(rm) {
+		return fail("leaves the container behind when it ends; add --rm")
+	}
+	if name, _ := p.Last("name"); name == "" {
+		return fail("gives the container no name by which the next start can replace it; add --name=NAME")
+	}
+	if replace, given := p.Last("replace"); given && IsFalse(replace) {
+		return fail("--replace=false: what a killed start has left would be in the way; remove it")
+	}
+	return nil
 }
 
 // IsFalse reports whether the value of a switch is false, as pflag reads it.

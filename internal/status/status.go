@@ -17,6 +17,7 @@ import (
 	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/leftover"
 	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/run"
 	"oci-mainpid-hook/internal/story"
 	"oci-mainpid-hook/internal/terminal"
 )
@@ -48,6 +49,8 @@ type Service struct {
 	LeftOver []Conmon `json:"left_over,omitempty"`
 	// OfRoot are root's conmons that were started for the unit.
 	OfRoot []Conmon `json:"of_root,omitempty"`
+	// Inside is what the systemd in the container says, of a unit with Ready=.
+	Inside *run.Inside `json:"inside,omitempty"`
 	// Claiming are conmons of other users that name the unit. Any user can have such a
 	// conmon, so it may have nothing to do with the unit.
 	Claiming []Claim `json:"claiming,omitempty"`
@@ -87,6 +90,11 @@ func Of(u *manager.Unit, all []census.Conmon) Service {
 	file := u.Env(handover.EnvMainPIDFile)
 	s := statusOf(u, all, census.ReadPID(cmp.Or(handover.UserDirOf(file), handover.Dir), file), census.Start.Verify)
 	s.elsewhere(u, all)
+	if u.Origin.Options.Ready != "" && s.Conmon != nil {
+		if inside, err := run.ReadInside(u.UID, s.Conmon.Container); err == nil {
+			s.Inside = &inside
+		}
+	}
 	if record, err := handover.ReadRecord(u.Name); err == nil {
 		s.changed(u, record, leftover.Lives)
 	}

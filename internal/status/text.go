@@ -41,6 +41,9 @@ func WriteTable(o *terminal.Output, services []Service, now time.Time) {
 		if s.Conmon != nil && s.Conmon.Replaced {
 			table.Note(terminal.Cell{Text: replacedText, Style: terminal.Faint})
 		}
+		if s.Inside != nil {
+			table.Note(terminal.Cell{Text: terminal.Clean(s.Inside.String()), Style: terminal.Faint})
+		}
 		if n := len(s.Claiming); n > 0 {
 			c := s.Claiming[0]
 			text := fmt.Sprintf("a process of UID %d says that it is conmon of this unit's container (%d); anybody can say so", c.UID, c.PID)

@@ -10,17 +10,30 @@ const unitNameMax = 255
 
 // CheckServiceName fails if systemd takes no service of that name, systemd.unit(5).
 func CheckServiceName(name string) error {
-	stem, ok := strings.CutSuffix(name, ".service")
-	if !ok {
+	if !strings.HasSuffix(name, ".service") {
 		return fmt.Errorf("%q is not the name of a service", name)
 	}
-	valid := stem != "" && stem[0] != '@' && len(name) <= unitNameMax
+	return CheckName(name)
+}
+
+// CheckName fails if systemd takes no unit of that name, of any type, systemd.unit(5).
+func CheckName(name string) error {
+	stem := Stem(name)
+	valid := stem != "" && stem != name && stem[0] != '@' && len(name) <= unitNameMax
 	for i := 0; i < len(stem); i++ {
 		c := stem[i]
 		valid = valid && (c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || strings.IndexByte(`:-_.\@`, c) >= 0)
 	}
 	if !valid {
 		return fmt.Errorf("%q is not a valid unit name", name)
+	}
+	return nil
+}
+
+// CheckTargetName fails if systemd takes no target of that name.
+func CheckTargetName(name string) error {
+	if !strings.HasSuffix(name, ".target") || CheckName(name) != nil || IsTemplate(name) {
+		return fmt.Errorf("%.80q is no target of systemd's; write a name such as multi-user.target", name)
 	}
 	return nil
 }
