@@ -11,6 +11,7 @@ import (
 // is not chosen is empty, see WithDefaults.
 type Options struct {
 	Cgroup Cgroup
+	Reload Reload
 }
 
 // Cgroup says in which control groups a unit's processes live.
@@ -24,6 +25,17 @@ const (
 	Service Cgroup = "service"
 	// User: conmon and the container are below the user's manager.
 	User Cgroup = "user"
+)
+
+// Reload says how systemctl reload puts another container in the place of the one that
+// runs.
+type Reload string
+
+const (
+	// NoReload: the unit cannot be reloaded, or only as its own file says.
+	NoReload Reload = "no"
+	// Beside: the new container starts while the old one serves.
+	Beside Reload = "beside"
 )
 
 // option is a key of Options.
@@ -47,6 +59,18 @@ var options = []option{
 			return fmt.Errorf("Cgroup=%.40s is none of mixed, service, user", value)
 		},
 		get: func(o Options) string { return string(o.Cgroup) },
+	},
+	{
+		name: "Reload",
+		set: func(o *Options, value string) error {
+			switch r := Reload(value); r {
+			case "", NoReload, Beside:
+				o.Reload = r
+				return nil
+			}
+			return fmt.Errorf("Reload=%.40s is none of no, beside", value)
+		},
+		get: func(o Options) string { return string(o.Reload) },
 	},
 }
 

@@ -1,5 +1,6 @@
 // Command guest is what the end-to-end tests run in containers: it serves HTTP
-// on every socket that it was passed, says READY=1 and ends with SIGTERM.
+// on every socket that it was passed, says READY=1 and ends with SIGTERM, once it has
+// answered what it has accepted. "guest ask ADDRESS..." is a client, see ask.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"oci-mainpid-hook/sdnotify"
@@ -21,13 +23,28 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx); err != nil {
+	do := run
+	if len(os.Args) > 1 && os.Args[1] == "ask" {
+		do = func(ctx context.Context) error { return ask(ctx, os.Args[2:]) }
+	}
+	if err := do(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "guest:", err)
 		os.Exit(1)
 	}
 }
 
 func run(ctx context.Context) error {
+	var servers sync.WaitGroup
+	var all []*http.Server
+	serve := func(l net.Listener, name string) {
+		server := &http.Server{Handler: answer(name)}
+		all = append(all, server)
+		servers.Add(1)
+		go func() {
+			defer servers.Done()
+			server.Serve(l)
+		}()
+	}
 	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
 	n, _ := strconv.Atoi(os.Getenv("LISTEN_FDS"))
 	for i := range n {
@@ -39,14 +56,14 @@ func run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("descriptor %d, %s: %w", 3+i, name, err)
 		}
-		go http.Serve(l, answer(name))
+		serve(l, name)
 	}
 	if len(os.Args) > 1 { // serves on this address, too
 		l, err := net.Listen("tcp", os.Args[1])
 		if err != nil {
 			return err
 		}
-		go http.Serve(l, answer(os.Args[1]))
+		serve(l, os.Args[1])
 	}
 	client, err := sdnotify.FromEnvironment()
 	if err == nil {
@@ -57,6 +74,15 @@ func run(ctx context.Context) error {
 	}
 	fmt.Println("ready")
 	<-ctx.Done()
+	for _, server := range all {
+		server.SetKeepAlivesEnabled(false)
+		server.Shutdown(context.Background()) // accepts no more
+	}
+	// A connection may have been accepted that the server did not know yet.
+	servers.Wait()
+	for _, server := range all {
+		server.Shutdown(context.Background())
+	}
 	return nil
 }
 
