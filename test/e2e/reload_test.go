@@ -53,7 +53,7 @@ func (n unit) assertOneContainer() {
 	if !strings.Contains(record, "CONTAINER_ID="+id+"\n") || !strings.Contains(record, "CONMON="+p["MainPID"]+"\n") {
 		n.t.Errorf("the record is of another container than %s:\n%s", id, record)
 	}
-	if left := n.run("sh", "-c", `ls "$1/oci-mainpid/$2" "$3/next" 2>/dev/null || :`, "sh", n.runtimeDir(), n.name, n.userDir()); left != "" {
+	if left := n.run("sh", "-c", `ls "$1/oci-mainpid/$2" 2>/dev/null || :`, "sh", n.runtimeDir(), n.name); left != "" {
 		n.t.Errorf("a reload has left %s", left)
 	}
 	if r := n.try("oci-mainpid", "status", n.name); r.status != 0 {
@@ -157,9 +157,10 @@ func TestReloadSockets(t *testing.T) {
 		m.systemctl("start", name, n.name)
 		client := u.name + "-client.service"
 		m.run("systemd-run", "--quiet", "--unit="+client, guestPath, "ask", path, "127.0.0.1:"+port)
-		for range 10 {
-			n.reload()
+		for range 9 {
+			m.systemctl("reload", n.name)
 		}
+		n.reload()
 		m.assertAnswers("http://localhost/", "web", "--unix-socket", path)
 		m.systemctl("stop", client)
 		said := m.journal(client, "--identifier=guest")

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"oci-mainpid-hook/sdnotify"
 )
@@ -34,17 +36,7 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	var servers sync.WaitGroup
-	var all []*http.Server
-	serve := func(l net.Listener, name string) {
-		server := &http.Server{Handler: answer(name)}
-		all = append(all, server)
-		servers.Add(1)
-		go func() {
-			defer servers.Done()
-			server.Serve(l)
-		}()
-	}
+	var all servers
 	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
 	n, _ := strconv.Atoi(os.Getenv("LISTEN_FDS"))
 	for i := range n {
@@ -56,14 +48,14 @@ func run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("descriptor %d, %s: %w", 3+i, name, err)
 		}
-		serve(l, name)
+		all.serve(l, name)
 	}
 	if len(os.Args) > 1 { // serves on this address, too
 		l, err := net.Listen("tcp", os.Args[1])
 		if err != nil {
 			return err
 		}
-		serve(l, os.Args[1])
+		all.serve(l, os.Args[1])
 	}
 	client, err := sdnotify.FromEnvironment()
 	if err == nil {
@@ -74,28 +66,62 @@ func run(ctx context.Context) error {
 	}
 	fmt.Println("ready")
 	<-ctx.Done()
-	for _, server := range all {
-		server.SetKeepAlivesEnabled(false)
-		server.Shutdown(context.Background()) // accepts no more
-	}
-	// A connection may have been accepted that the server did not know yet.
-	servers.Wait()
-	for _, server := range all {
-		server.Shutdown(context.Background())
-	}
+	all.drain()
 	return nil
+}
+
+// servers answer what they accept. Those of net/http would not do: their Shutdown closes
+// a connection that is accepted and whose request is not read yet (Go 1.24).
+type servers struct {
+	listeners []net.Listener
+	accepting sync.WaitGroup
+	answering sync.WaitGroup
+}
+
+// serve answers each connection to the listener once.
+func (s *servers) serve(l net.Listener, name string) {
+	s.listeners = append(s.listeners, l)
+	s.accepting.Add(1)
+	go func() {
+		defer s.accepting.Done()
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.answering.Add(1)
+			go func() {
+				defer s.answering.Done()
+				defer conn.Close()
+				conn.SetDeadline(time.Now().Add(5 * time.Second))
+				if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+					body := answer(name)
+					fmt.Fprintf(conn, "HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+				}
+			}()
+		}
+	}()
+}
+
+// drain accepts no more, and returns when all that was accepted is answered.
+func (s *servers) drain() {
+	for _, l := range s.listeners {
+		l.Close()
+	}
+	s.accepting.Wait()
+	s.answering.Wait()
 }
 
 // answer tells by which socket the question came, and which regular files
 // this process has open.
-func answer(name string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(w, "hello from", name)
-		links, _ := filepath.Glob("/proc/self/fd/*")
-		for _, link := range links {
-			if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, "/") {
-				fmt.Fprintln(w, target)
-			}
+func answer(name string) string {
+	var text strings.Builder
+	fmt.Fprintln(&text, "hello from", name)
+	links, _ := filepath.Glob("/proc/self/fd/*")
+	for _, link := range links {
+		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, "/") {
+			fmt.Fprintln(&text, target)
 		}
-	})
+	}
+	return text.String()
 }
