@@ -85,6 +85,9 @@ func (d *deriver) derive(programs dropin.Programs) error {
 		return err
 	}
 	d.adviseHome()
+	if err := d.checkReload(); err != nil {
+		return err
+	}
 	if d.isOneshot() {
 		// podman itself is the main process.
 		d.dropin.AsUser(d.Account)
@@ -112,11 +115,18 @@ func (d *deriver) derive(programs dropin.Programs) error {
 		// If a line fails, systemd does not run the lines after it.
 		postStop = d.takeExec("ExecStopPost")
 	}
+	if d.reloads() {
+		d.lines["ExecStop"] = append([]string{d.dropin.StopReload(programs)}, d.lines["ExecStop"]...)
+		d.changed["ExecStop"] = true
+	}
 	d.repeatExec()
 	slices.SortFunc(d.Repeated, func(a, b string) int {
 		return slices.Index(dropin.ExecKeys, a) - slices.Index(dropin.ExecKeys, b)
 	})
 	d.dropin.MainPID(d.Account, programs, how, postStart, postStop)
+	if d.reloads() {
+		d.dropin.Replace(d.Account, programs, d.replacement(serviceType))
+	}
 	d.advise()
 	return nil
 }

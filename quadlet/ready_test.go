@@ -23,9 +23,9 @@ func TestReady(t *testing.T) {
 		err        string
 	}{
 		{name: "notify, mixed", text: "Type=notify\n" + run, cgroup: dropin.Mixed, version: 257,
-			want: []string{wrapped, "NotifyAccess=all\n", "Delegate=yes\n", "SuccessExitStatus=129 130\n", "RestartForceExitStatus=129\n", "--timeout=5s", "OpenFile=/run/"}, not: "\nType="},
+			want: []string{wrapped, "NotifyAccess=all\n", "Delegate=yes\n", "SuccessExitStatus=129 130\n", "RestartForceExitStatus=129\n", "--timeout=500ms", "OpenFile=/run/"}, not: "\nType="},
 		{name: "notify, user", text: "Type=notify\n" + run, cgroup: dropin.User, version: 257,
-			want: []string{wrapped, "NotifyAccess=all\n", "Delegate=no\n", "--timeout=5s"}, not: "OCI_MAINPID_RESULT"},
+			want: []string{wrapped, "NotifyAccess=all\n", "Delegate=no\n", "--timeout=500ms"}, not: "OCI_MAINPID_RESULT"},
 		{name: "the container would be ready itself", text: "Type=notify\n" + strings.Replace(run, "--sdnotify=conmon", "--sdnotify=container", 1), cgroup: dropin.User, version: 257,
 			want: []string{"oci-mainpid run --ready=multi-user.target -- "}},
 		{name: "exec", text: "Type=exec\n" + run, cgroup: dropin.Mixed, version: 257, want: []string{"Type=notify\n", "NotifyAccess=all\n"}},

@@ -18,6 +18,7 @@ import (
 const usage = `Usage: notify-mainpid --user=NAME|UID [flags] MAINPIDFILE RESULTFILE
        notify-mainpid --prepare [--user=NAME|UID] [flags] MAINPIDFILE RESULTFILE
        notify-mainpid --forget [flags] MAINPIDFILE RESULTFILE
+       notify-mainpid --reload [--prepare] --user=NAME|UID [flags] MAINPIDFILE RESULTFILE
        notify-mainpid --version
 
 Waits for the PID that oci-mainpid-hook writes into MAINPIDFILE, verifies that
@@ -39,6 +40,9 @@ and writes what became of it into RESULTFILE.
                     environment
   --prepare         make both files anew, and do nothing else
   --forget          remove both files, and do nothing else
+  --reload          another container takes the place of the one that runs: with
+                    --prepare make the file "next" beside MAINPIDFILE; without
+                    it take the PID from there, and do nothing if it is empty
   --help            print this
   --version         print the version
 
@@ -56,6 +60,7 @@ type config struct {
 	executables []string
 	unit        string
 	action      string // "", "prepare", "forget" or "version"
+	reload      bool   // of a reload, not of a start or stop
 
 	mainPIDFile, resultFile string
 
@@ -95,6 +100,7 @@ func parse(args []string) (config, error) {
 	set.BoolVar(&c.log.Verbose, "verbose", c.log.Verbose, "")
 	prepare := set.Bool("prepare", false, "")
 	forget := set.Bool("forget", false, "")
+	set.BoolVar(&c.reload, "reload", false, "")
 	printVersion := set.Bool("version", false, "")
 	err := set.Parse(args)
 	if c.log.Unit = c.unit; c.unit != "" {
@@ -111,6 +117,10 @@ func parse(args []string) (config, error) {
 		err = fmt.Errorf("%d arguments, not MAINPIDFILE and RESULTFILE", set.NArg())
 	case *prepare && *forget:
 		err = errors.New("--prepare and --forget exclude each other")
+	case c.reload && *forget:
+		err = errors.New("--reload and --forget exclude each other")
+	case c.reload && *prepare && c.user == "":
+		err = errors.New("--user is missing")
 	case *prepare:
 		c.action = "prepare"
 	case *forget:

@@ -19,17 +19,17 @@ import (
 // leftOverTimeout is how long to kill what is left of a start may take.
 const leftOverTimeout = 10 * time.Second
 
-// record writes down what the unit was started with, for endLeftOver.
-func record(files *handover.Handover, conmon, uid int, container conmonbridge.Container) error {
+// started returns the record of what the unit was started with, for endLeftOver.
+func started(conmon, uid int, container conmonbridge.Container) (handover.Record, error) {
 	p, err := proc.Read(conmon)
 	if err != nil {
-		return err
+		return handover.Record{}, err
 	}
-	return files.Record(handover.Record{
+	return handover.Record{
 		UID: uid, Conmon: conmon, Start: p.Start, InvocationID: os.Getenv("INVOCATION_ID"),
 		ContainerID: container.ID, Container: container.Name,
 		Cgroups: leftover.Cgroups(conmon, uid),
-	})
+	}, nil
 }
 
 // endLeftOver ends what lives of the start that the record is of, and logs that. The

@@ -76,6 +76,10 @@ func run(c config) error {
 				return err
 			}
 		}
+		if c.reload {
+			c.log.Step("making %s, of UID %d", handover.NextFile(c.mainPIDFile), owner)
+			return handover.PrepareReload(c.mainPIDFile, c.resultFile, owner)
+		}
 		if err := endLeftOver(c); err != nil {
 			return err
 		}
@@ -89,12 +93,15 @@ func run(c config) error {
 		}
 		return handover.Forget(c.mainPIDFile, c.resultFile)
 	}
+	if c.reload {
+		return reload(c)
+	}
 	files, err := handover.OpenHandover(c.mainPIDFile, c.resultFile)
 	if err != nil {
 		return err
 	}
 	defer files.Close()
-	err = notify(c, files)
+	err = notify(c, files, func(r handover.Record) error { return files.Record(r) })
 	return errors.Join(err, files.Answer(err))
 }
 

@@ -30,8 +30,9 @@ const verifyTimeout = 5 * time.Second
 // a child again, podman's cleanup, or has ended itself.
 const endingTimeout = 500 * time.Millisecond
 
-// notify waits for the PID, verifies it and tells systemd.
-func notify(c config, files *handover.Handover) error {
+// notify waits for the PID, verifies it and tells systemd. record writes down what
+// became the main process.
+func notify(c config, files *handover.Handover, record func(handover.Record) error) error {
 	uid, err := lookup(c.user)
 	if err != nil {
 		return err
@@ -61,7 +62,7 @@ func notify(c config, files *handover.Handover) error {
 	}
 	c.log.Step("the mainpid file has %d, after %v", pid, time.Since(start).Round(time.Microsecond))
 	c.log.Add(message.ConmonPID, strconv.Itoa(pid))
-	err = c.take(manager, files, pid, conmonbridge.Expected{
+	err = c.take(manager, record, pid, conmonbridge.Expected{
 		Requirement:  c.require,
 		UID:          uid,
 		InvocationID: invocation,
@@ -75,7 +76,7 @@ func notify(c config, files *handover.Handover) error {
 }
 
 // take verifies the process and tells systemd that it is the main process.
-func (c config) take(manager *sdnotify.Client, files *handover.Handover, pid int, want conmonbridge.Expected) error {
+func (c config) take(manager *sdnotify.Client, record func(handover.Record) error, pid int, want conmonbridge.Expected) error {
 	claim, err := conmonbridge.NewClaim(pid)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errRefused, err)
@@ -118,7 +119,11 @@ func (c config) take(manager *sdnotify.Client, files *handover.Handover, pid int
 		return err
 	}
 	if c.require != conmonbridge.RequireUser {
-		if err := record(files, pid, want.UID, container); err != nil {
+		r, err := started(pid, want.UID, container)
+		if err == nil {
+			err = record(r)
+		}
+		if err != nil {
 			if ended := claim.Alive(); ended != nil {
 				return ended
 			}

@@ -259,6 +259,9 @@ func (u UnitFacts) regenerate() string {
 	if o.Options.Ready != "" {
 		user += " --ready=" + o.Options.Ready
 	}
+	if reload := o.Options.Reload; reload != "" && reload != dropin.NoReload {
+		user += " --reload=" + string(reload)
+	}
 	return "oci-mainpid generate" + user + " " + terminal.Quote(source) + " && " + apply
 }
 

@@ -16,7 +16,8 @@ type Options struct {
 	Cgroup Cgroup
 	// Ready are the targets of the systemd in the container that must be active before
 	// the unit is, separated by commas. Without any, the unit is ready as podman says.
-	Ready string
+	Ready  string
+	Reload Reload
 }
 
 // Cgroup says in which control groups a unit's processes live.
@@ -30,6 +31,17 @@ const (
 	Service Cgroup = "service"
 	// User: conmon and the container are below the user's manager.
 	User Cgroup = "user"
+)
+
+// Reload says how systemctl reload puts another container in the place of the one that
+// runs.
+type Reload string
+
+const (
+	// NoReload: the unit cannot be reloaded, or only as its own file says.
+	NoReload Reload = "no"
+	// Beside: the new container starts while the old one serves.
+	Beside Reload = "beside"
 )
 
 // option is a key of Options.
@@ -78,6 +90,18 @@ var options = []option{
 			return nil
 		},
 		get: func(o Options) string { return o.Ready },
+	},
+	{
+		name: "Reload",
+		set: func(o *Options, value string) error {
+			switch r := Reload(value); r {
+			case "", NoReload, Beside:
+				o.Reload = r
+				return nil
+			}
+			return fmt.Errorf("Reload=%.40s is none of no, beside", value)
+		},
+		get: func(o Options) string { return string(o.Reload) },
 	},
 }
 

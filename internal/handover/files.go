@@ -42,10 +42,11 @@ func Prepare(mainPIDFile, resultFile string, owner int) error {
 	return err
 }
 
-// Forget removes what Prepare made: the files, and their directories once they are
-// empty. It is no error when they are gone already.
+// Forget removes what Prepare and PrepareReload made: the files, and their directories
+// once they are empty. It is no error when they are gone already.
 func Forget(mainPIDFile, resultFile string) error {
 	var errs []error
+	forgetReload(mainPIDFile, resultFile)
 	for _, path := range []string{mainPIDFile, recordFile(resultFile), resultFile} {
 		dir, err := openParent(path, false)
 		if errors.Is(err, fs.ErrNotExist) {

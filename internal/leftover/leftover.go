@@ -137,6 +137,13 @@ func Lives(r handover.Record) bool {
 	})
 }
 
+// Living returns those of the start's control groups in which a process lives.
+func Living(r handover.Record) []string {
+	return slices.DeleteFunc(slices.Clone(r.Cgroups), func(cgroup string) bool {
+		return !isOutside(cgroup, r.UID) || len(processes(cgroup)) == 0
+	})
+}
+
 // empty kills the user's processes in a control group, and below, until there are
 // none.
 func empty(ctx context.Context, cgroup string, uid int) (killed int, err error) {

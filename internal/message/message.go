@@ -34,7 +34,7 @@ const (
 	Generator     = "oci-mainpid-generator"
 )
 
-// The kinds. All except MainProcess ask the administrator to do something.
+// The kinds. All except MainProcess and Reloaded ask the administrator to do something.
 var (
 	// MainProcess: conmon has become the unit's main process.
 	MainProcess = Kind{"5138bdb3717a4476b39ca0ba09dc8820", NotifyMainPID, priorityInfo, "man:notify-mainpid(8)"}
@@ -58,6 +58,10 @@ var (
 	GeneratorFailed = Kind{"9e04790ed8d34904b080fe3f0f8fdf31", Generator, priorityError, "man:oci-mainpid-generator(8)"}
 	// NotStarted: a unit that the generator keeps from starting was started.
 	NotStarted = Kind{"e436aa50ab904d69955d8d96043cc3af", OCIMainPID, priorityError, "man:oci-mainpid.unit(5)"}
+	// Reloaded: another container has taken the place of a unit's.
+	Reloaded = Kind{"9b8d410f86074453a90f04f244983738", OCIMainPID, priorityInfo, "man:oci-mainpid.unit(5)"}
+	// ReloadFailed: the unit's container of before goes on.
+	ReloadFailed = Kind{"3b2462e379004c11ad5e2771b01f5469", OCIMainPID, priorityError, "man:oci-mainpid.unit(5)"}
 )
 
 // Step is the kind of messages that say what a program is doing. Nobody searches
@@ -65,4 +69,4 @@ var (
 var Step = Kind{Priority: priorityDebug}
 
 // Kinds are all kinds with an ID.
-var Kinds = []Kind{MainProcess, Refused, NoMainPID, NotTold, HelperFailed, LeftOverEnded, HookFailed, UnitRefused, UnitWarning, GeneratorFailed, NotStarted}
+var Kinds = []Kind{MainProcess, Refused, NoMainPID, NotTold, HelperFailed, LeftOverEnded, HookFailed, UnitRefused, UnitWarning, GeneratorFailed, NotStarted, Reloaded, ReloadFailed}

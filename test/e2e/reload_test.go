@@ -1,0 +1,176 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// reloading is the section with which systemctl reload replaces the container.
+func reloading(how, cgroup string) string {
+	return "[X-MainPID]\nReload=" + how + "\nCgroup=" + cgroup + "\n"
+}
+
+// reload reloads the unit, which must replace its container and nothing else, and
+// returns the processes of the new one.
+func (n unit) reload() processes {
+	n.t.Helper()
+	before, id := n.properties(), n.inspect(n.container, ".Id")
+	n.systemctl("reload", n.name)
+	p := n.assertMainPIDIsConmon()
+	n.assertProperties(map[string]string{"InvocationID": before["InvocationID"], "NRestarts": before["NRestarts"]})
+	if after := n.inspect(n.container, ".Id"); after == id || p.conmon == before["MainPID"] {
+		n.t.Errorf("the same container %s, conmon %s", id, p.conmon)
+	}
+	n.assertOneContainer()
+	return p
+}
+
+// assertOneContainer checks that the unit has one container, by its own name, and that
+// everything that knows of a container knows that one.
+func (n unit) assertOneContainer() {
+	n.t.Helper()
+	if names := n.podman("ps", "--all", "--format={{.Names}}"); names != n.container {
+		n.t.Errorf("podman has %q, not %s alone", names, n.container)
+	}
+	id := n.inspect(n.container, ".Id")
+	if label := n.inspect(n.container, `index .Config.Labels "PODMAN_SYSTEMD_UNIT"`); label != n.name && label != "" && label != "<no value>" {
+		n.t.Errorf("PODMAN_SYSTEMD_UNIT=%s", label)
+	}
+	if file := n.inspect(n.container, ".HostConfig.ContainerIDFile"); file != "" && file != "<no value>" {
+		if r := n.try("cat", file); r.stdout != id {
+			n.t.Errorf("the container has %s, %s has %s %s", id, file, r.stdout, r.stderr)
+		}
+	}
+	p := n.properties()
+	if conmon := n.run("sh", "-c", `tr '\0' ' ' <"/proc/$1/cmdline"`, "sh", p["MainPID"]); !strings.Contains(conmon, " -c "+id+" ") || !strings.Contains(conmon, " -n "+n.container+" ") {
+		n.t.Errorf("the main process is %s, not conmon of %s, %s", conmon, n.container, id)
+	}
+	record := n.run("cat", n.dir()+"/record")
+	if !strings.Contains(record, "CONTAINER_ID="+id+"\n") || !strings.Contains(record, "CONMON="+p["MainPID"]+"\n") {
+		n.t.Errorf("the record is of another container than %s:\n%s", id, record)
+	}
+	if left := n.run("sh", "-c", `ls "$1/oci-mainpid/$2" 2>/dev/null || :`, "sh", n.runtimeDir(), n.name); left != "" {
+		n.t.Errorf("a reload has left %s", left)
+	}
+	if r := n.try("oci-mainpid", "status", n.name); r.status != 0 {
+		n.t.Error(r)
+	}
+}
+
+// TestReload: systemctl reload puts another container in the place of the one that runs.
+func TestReload(t *testing.T) {
+	onStacks(t, func(m machine) {
+		for _, c := range []struct{ mode, runtime, notify string }{
+			{"mixed", "crun", "conmon"}, {"mixed", "runc", "container"}, {"mixed", "crun", "healthy"},
+			{"service", "crun", "container"}, {"service", "runc", "conmon"},
+			{"user", "crun", "conmon"}, {"user", "runc", "conmon"},
+		} {
+			m.subtest(fmt.Sprintf("Cgroup=%s, %s, %s", c.mode, c.runtime, c.notify), func(m machine) {
+				u := m.user()
+				text := map[string]string{"conmon": sleeper, "container": listener + "Exec=" + guestPath + "\nNotify=yes\n", "healthy": sleeper + "HealthCmd=true\nHealthInterval=1s\nNotify=healthy\n"}[c.notify]
+				u.quadlets(map[string]string{"NAME.container": text + "GlobalArgs=--runtime=" + c.runtime + "\n" + owned + reloading("beside", c.mode)})
+				n := u.quadletUnit("NAME.service", "NAME")
+				n.start()
+				first := n.assertMainPIDIsConmon()
+				n.reload()
+				second := n.reload()
+				if m.try("test", "-e", "/proc/"+first.payload).status == 0 {
+					m.t.Errorf("the first container still runs, process %s", first.payload)
+				}
+				if c.mode != "user" && !strings.Contains(m.cgroup(second.conmon), "/"+n.name) {
+					m.t.Errorf("conmon is in %s", m.cgroup(second.conmon))
+				}
+				n.podman("kill", "--signal=KILL", n.container)
+				n.awaitState("failed")
+				n.assertEnded("failed", "exit-code", "137")
+				n.assertGone()
+			})
+		}
+		m.subtest("an instance of a template", func(m machine) {
+			u := m.user()
+			u.quadlets(map[string]string{"NAME@.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-%i", 1) + owned + reloading("beside", "mixed")})
+			n := u.quadletUnit("NAME@one.service", "NAME-one")
+			n.start()
+			n.reload()
+			n.stop()
+			n.assertGone()
+		})
+		m.subtest("written by hand", func(m machine) {
+			n := m.user().unitWithoutDropin(service{mode: "mixed"})
+			m.run("oci-mainpid", "generate", "--user="+n.user.name, "--reload=beside", unitDir+"/"+n.name)
+			m.systemctl("daemon-reload")
+			n.start()
+			n.reload()
+			n.stop()
+			n.assertGone()
+		})
+		for _, c := range []struct{ name, lines, reason string }{
+			{"a command that ends", "Exec=false\n", "ended"},
+			{"an image that is not there", "Image=localhost/none\nPull=never\n", "none"},
+			{"READY=1 that does not come", "Notify=yes\nHealthCmd=none\n", "not ready within 4s"},
+		} {
+			m.subtest("fails: "+c.name, func(m machine) {
+				u := m.user()
+				// The container of the start gets another command than that of the reload.
+				u.quadlets(map[string]string{"NAME.container": sleeper + owned + "TimeoutStartSec=6\n" + reloading("beside", "mixed")})
+				n := u.quadletUnit("NAME.service", "NAME")
+				n.start()
+				before, id := n.assertMainPIDIsConmon(), n.inspect(n.container, ".Id")
+				m.write(quadletDir+"/"+u.name+"/"+u.name+".container", strings.NewReplacer("NAME", u.name, "USER", u.name).Replace(strings.TrimSuffix(sleeper, "\n")+"\n"+c.lines+owned+"TimeoutStartSec=6\n"+reloading("beside", "mixed")))
+				m.systemctl("daemon-reload")
+				if r := m.try("systemctl", "reload", n.name); r.status == 0 {
+					m.t.Errorf("reloaded: %v", r)
+				}
+				if after := n.assertMainPIDIsConmon(); after != before || n.inspect(n.container, ".Id") != id {
+					m.t.Errorf("before %v, after %v", before, after)
+				}
+				n.assertOneContainer()
+				said := n.messages("oci-mainpid")
+				if len(said) != 1 || !regexp.MustCompile(`^`+n.name+`: not reloaded: .*`+c.reason).MatchString(said[0]) {
+					m.t.Errorf("oci-mainpid said %q, not one line about %s", said, c.reason)
+				}
+				if status := n.property("StatusText"); !strings.Contains(status, c.reason) {
+					m.t.Errorf("STATUS=%s", status)
+				}
+				n.stop()
+				n.assertGone()
+			})
+		}
+	})
+}
+
+// TestReloadSockets: a client that connects without a pause loses no connection by
+// reloads of a socket-activated unit.
+func TestReloadSockets(t *testing.T) {
+	onStacks(t, func(m machine) {
+		u := m.user()
+		name, path := u.name+".socket", "/run/"+u.name+".sock"
+		port := "1" + u.uid[len(u.uid)-4:]
+		m.write(unitDir+"/"+name, "[Socket]\nListenStream="+path+"\nListenStream=127.0.0.1:"+port+"\nFileDescriptorName=web\n")
+		u.t.Cleanup(func() { m.try("systemctl", "stop", name); m.run("rm", unitDir+"/"+name) })
+		u.quadlets(map[string]string{"NAME.container": listener + "Exec=" + guestPath + "\nNotify=yes\n" + owned + reloading("beside", "mixed")})
+		n := u.quadletUnit("NAME.service", "NAME")
+		m.systemctl("start", name, n.name)
+		client := u.name + "-client.service"
+		m.run("systemd-run", "--quiet", "--unit="+client, guestPath, "ask", path, "127.0.0.1:"+port)
+		for range 9 {
+			m.systemctl("reload", n.name)
+		}
+		n.reload()
+		m.assertAnswers("http://localhost/", "web", "--unix-socket", path)
+		m.systemctl("stop", client)
+		said := m.journal(client, "--identifier=guest")
+		answered, lost, longest := 0, 0, ""
+		fmt.Sscanf(said[strings.LastIndex(said, "answered"):], "answered %d lost %d longest %s", &answered, &lost, &longest)
+		m.t.Logf("%d answered, %d lost, the longest took %s", answered, lost, longest)
+		if lost > 0 || answered < 10_000 {
+			m.t.Errorf("of %d connections %d were lost:\n%.2000s", answered+lost, lost, said)
+		}
+		m.systemctl("stop", name, n.name)
+		n.assertGone()
+	})
+}
