@@ -32,6 +32,7 @@ import (
 
 	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/podmancmd"
+	"oci-mainpid-hook/internal/proc"
 	"oci-mainpid-hook/internal/regular"
 )
 
@@ -189,6 +190,19 @@ func (u *Unit) Start(ctx context.Context, o Options) error {
 	if err := u.write(s); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if pidfd, err := unix.PidfdOpen(max(u.MainPID, 1), 0); err == nil {
+		defer unix.Close(pidfd)
+		watched := make(chan struct{})
+		defer func() { cancel(nil); <-watched }()
+		go func() {
+			defer close(watched)
+			if ended(ctx, pidfd) == nil {
+				cancel(errOldEnded)
+			}
+		}()
+	}
 	err = u.start(ctx, o, s)
 	if err == nil {
 		return nil
@@ -198,10 +212,12 @@ func (u *Unit) Start(ctx context.Context, o Options) error {
 	}
 	s.Failed = err.Error()
 	// ctx may be done, and this must be.
-	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
-	defer cancel()
-	return errors.Join(err, u.settle(ctx, s))
+	undo, stop := context.WithTimeout(context.Background(), undoTimeout)
+	defer stop()
+	return errors.Join(err, u.settle(undo, s))
 }
+
+var errOldEnded = errors.New("the container that runs has ended meanwhile")
 
 // undoTimeout is how long removing the new container may take.
 const undoTimeout = 25 * time.Second
@@ -268,7 +284,18 @@ func (u *Unit) settle(ctx context.Context, s *state) error {
 			s.Failed = "the new container did not become the main process"
 		}
 	case "":
-		return fmt.Errorf("main process %d is no conmon of a container", u.MainPID)
+		if _, err := proc.Read(u.MainPID); !errors.Is(err, proc.ErrNoProcess) {
+			return fmt.Errorf("main process %d is no conmon of a container", u.MainPID)
+		}
+		// The unit ends.
+		if _, err := u.podman(ctx, "rm", "--volumes", "--force", "--ignore", "--time=5", s.Name, s.Old); err != nil {
+			return fmt.Errorf("remove both containers: %w", err)
+		}
+		if s.Failed == "" {
+			s.Failed = errOldEnded.Error()
+		}
+		s.Done = true
+		return u.write(s)
 	default:
 		if _, err := u.podman(ctx, "rm", "--volumes", "--force", "--ignore", s.Old); err != nil {
 			return fmt.Errorf("remove the old container: %w", err)

@@ -28,6 +28,7 @@ var scenes = []scene{
 	{"BEFORE: a unit with User=, and nothing else", before},
 	{"AFTER: the same unit, and a drop-in of oci-mainpid", after},
 	{"THEN: the container is killed, and systemd notices", then},
+	{"RELOAD: another container, the same unit", reload},
 }
 
 const summary = `Without: systemd refuses conmon as main process; the container is an orphan, or dies.

@@ -25,9 +25,8 @@ ExecStop=podman stop web
 `, "UID", s.uid)
 }
 
-func quadlet(s *stage) {
-	s.say("A container file for Quadlet, podman-systemd.unit(5). Only the last line is for this project: without it the container is root's.")
-	s.write(containerFile, `[Unit]
+// webFile is a Quadlet file.
+const webFile = `[Unit]
 Description=Web server
 
 [Container]
@@ -38,7 +37,11 @@ Exec=httpd -f -p 8080
 
 [Service]
 User=web
-`)
+`
+
+func quadlet(s *stage) {
+	s.say("A container file for Quadlet, podman-systemd.unit(5). Only the last line is for this project: without it the container is root's.")
+	s.write(containerFile, webFile)
 	s.run("systemctl daemon-reload")
 	s.run("systemctl start web")
 	s.runCut("systemctl status --lines=0 web")
@@ -108,6 +111,19 @@ func then(s *stage) {
 	s.claim(strings.Contains(shown, "Result=exit-code") && strings.Contains(shown, "ExecMainStatus=137"),
 		"the unit has failed with the container's exit status: 128 + 9, SIGKILL")
 	s.claim(s.nothingRuns(), "and nothing is left of it")
+}
+
+func reload(s *stage) {
+	s.say("Two lines more: systemctl reload puts another container in the place of the one that runs. The unit stays active, and the main PID moves once the new container runs.")
+	s.quiet("rm -r " + unitFile + "* && systemctl reset-failed web")
+	s.write(containerFile, webFile+"\n[X-MainPID]\nReload=beside\n")
+	s.run("systemctl daemon-reload")
+	s.run("systemctl start web")
+	before, start := s.mainPIDIsConmon(), s.run("systemctl show --property=InvocationID web")
+	s.run("systemctl reload web")
+	s.claim(s.mainPIDIsConmon() != before, "of another container than before")
+	s.claim(s.run("systemctl show --property=InvocationID web") == start, "and for systemd it is the same start of the unit")
+	s.serves()
 }
 
 // journal shows and returns the latest line of a unit's that has the text.

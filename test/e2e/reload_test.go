@@ -174,3 +174,140 @@ func TestReloadSockets(t *testing.T) {
 		n.assertGone()
 	})
 }
+
+// slow is a container whose start says READY=1 only if there is no file /flag/slow.
+const slow = `sh -c 'trap "exit 0" TERM; if [ -e /flag/slow ]; then sleep 1000 & wait; fi; exec ` + guestPath + `'`
+
+// slowUnit starts a unit with Reload=beside, for beginReload.
+func (m machine) slowUnit() unit {
+	m.t.Helper()
+	u := m.user()
+	flag := u.home() + "/flag"
+	u.shell(`mkdir "$1"; chown "$2:" "$1"`, flag, u.name)
+	n := u.unitWithoutDropin(service{mode: "mixed", container: u.name, command: slow, more: "TimeoutStartSec=45",
+		options: "--sdnotify=container --volume=" + flag + ":/flag:ro --volume=" + guestPath + ":" + guestPath + ":ro"})
+	m.run("oci-mainpid", "generate", "--user="+u.name, "--reload=beside", unitDir+"/"+n.name)
+	m.systemctl("daemon-reload")
+	n.start()
+	return n
+}
+
+// beginReload begins a reload whose new container will not be ready, and returns the conmon of the new container
+// once that runs.
+func (n unit) beginReload() (conmon string) {
+	n.t.Helper()
+	n.run("touch", n.home()+"/flag/slow")
+	n.systemctl("reload", "--no-block", n.name)
+	n.await("the new container runs", soon, func() bool {
+		conmon = n.try("cat", n.runtimeDir()+"/oci-mainpid/"+n.name+"/mainpid").stdout
+		return conmon != ""
+	})
+	return conmon
+}
+
+// awaitReloaded waits until the reload has ended, in whatever way.
+func (n unit) awaitReloaded() {
+	n.t.Helper()
+	n.await("the reload has ended", 2*soon, func() bool {
+		p := n.properties()
+		return p["SubState"] != "reload" && p["Job"] == ""
+	})
+}
+
+// TestReloadCutOff: whatever ends in the middle of a reload, afterwards the unit has one
+// container or none, and its conmon is the main process.
+func TestReloadCutOff(t *testing.T) {
+	onStacks(t, func(m machine) {
+		n := m.slowUnit()
+		before, id := n.assertMainPIDIsConmon(), n.inspect(n.container, ".Id")
+		// unchanged checks that the old container goes on.
+		unchanged := func(m machine) {
+			m.t.Helper()
+			n := n.in(m)
+			n.awaitReloaded()
+			if after := n.assertMainPIDIsConmon(); after != before || n.inspect(n.container, ".Id") != id {
+				m.t.Errorf("before %v, after %v", before, after)
+			}
+			n.assertOneContainer()
+		}
+		for _, c := range []struct{ name, victim string }{
+			{"what waits for the new container is killed", `pgrep -u "$2" -f "[r]eplace start --unit=$1"`},
+			{"the new container's conmon is killed", `echo "$3"`},
+			{"the new container is killed", `pgrep -P "$3"`},
+		} {
+			m.subtest(c.name, func(m machine) {
+				n := n.in(m)
+				conmon := n.beginReload()
+				m.shell(`kill -9 $(`+c.victim+`)`, n.name, n.uid, conmon)
+				unchanged(m)
+			})
+		}
+		// In the place of a line of ExecReload=, another command.
+		lines := `(?m)^ExecReload=.*\n`
+		dropin := n.run("cat", unitDir+"/"+n.name+".d/50-oci-mainpid.conf")
+		all := regexp.MustCompile(lines).FindAllString(dropin, -1)
+		if len(all) != 5 {
+			m.t.Fatalf("%d lines of ExecReload=", len(all))
+		}
+		killed := "ExecReload=-/bin/sh -c 'kill -9 $$$$'\n"
+		replaced := func(changes map[int]string) {
+			m.t.Helper()
+			text := "[Service]\nExecReload=\n"
+			for i, line := range all {
+				if other, ok := changes[i+1]; ok {
+					line = other
+				}
+				text += line
+			}
+			n.dropin(60, text)
+			m.run("rm", "-f", n.home()+"/flag/slow")
+			m.systemctl("daemon-reload")
+		}
+		m.subtest("notify-mainpid is killed", func(m machine) {
+			n := n.in(m)
+			replaced(map[int]string{3: killed})
+			if r := m.try("systemctl", "reload", n.name); r.status == 0 {
+				m.t.Errorf("reloaded: %v", r)
+			}
+			unchanged(m)
+		})
+		for name, pid := range map[string]string{
+			"a process of root's in the file": "1", "a process of the user's": "$$$$", "no PID": "web", "the old conmon": before.conmon,
+		} {
+			m.subtest(name, func(m machine) {
+				n := n.in(m)
+				replaced(map[int]string{2: "ExecReload=-/bin/sh -c 'echo " + pid + " >" + n.userDir() + "/next'\n"})
+				m.try("systemctl", "reload", n.name)
+				unchanged(m)
+			})
+		}
+		m.subtest("the first to remove the old container is killed", func(m machine) {
+			n := n.in(m)
+			replaced(map[int]string{4: killed})
+			n.reload()
+		})
+		m.subtest("both who remove the old container are killed", func(m machine) {
+			n := n.in(m)
+			replaced(map[int]string{4: killed, 5: killed})
+			m.try("systemctl", "reload", n.name)
+			replaced(nil)
+			n.reload()
+		})
+		m.subtest("stopped meanwhile", func(m machine) {
+			n := n.in(m)
+			n.beginReload()
+			n.stop()
+			n.assertGone()
+		})
+		m.subtest("the old container ends meanwhile", func(m machine) {
+			n := n.in(m)
+			m.run("rm", "-f", n.home()+"/flag/slow")
+			n.start()
+			p := n.assertMainPIDIsConmon()
+			n.beginReload()
+			m.run("kill", "-9", p.payload)
+			n.awaitState("failed")
+			n.assertGone()
+		})
+	})
+}
