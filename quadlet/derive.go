@@ -191,7 +191,7 @@ func (d *deriver) rewrite(key, line string) (string, error) {
 				}
 			}
 			d.setLogDriver(&e, p)
-			if d.Options.Ready != "" {
+			if d.Options.Ready != "" && !d.isOneshot() {
 				if podmancmd.IsRun(c.Path.Text, c.Arguments()) {
 					return "", fmt.Errorf("Ready=%s: the command is oci-mainpid run already; remove one of the two", d.Options.Ready)
 				}

@@ -203,6 +203,9 @@ func (r *runner) start() (int, error) {
 				if late {
 					return 0, fmt.Errorf("container %s: podman run did not start it within %v", r.command.name, r.Timeout)
 				}
+				if r.inUnit {
+					return 0, nil // systemd asked for it
+				}
 				return 128 + int(unix.SIGTERM), nil
 			}
 		}
@@ -314,8 +317,8 @@ func (r *runner) watch(conmonEnded <-chan unix.WaitStatus, deadline <-chan time.
 			}
 		case s := <-r.signals:
 			if s == unix.SIGTERM || s == unix.SIGINT {
-				if !r.inside.Ready && !r.stopping && failure == nil && len(r.Ready) > 0 {
-					r.Log("container %s: stopped while %s", r.command.name, lower(r.inside.statusLine(r.Ready)))
+				if !r.inside.Ready && !r.stopping && failure == nil {
+					r.Log("container %s: stopped while %s", r.command.name, r.waitsFor())
 				}
 				r.stop()
 			} else {
@@ -324,7 +327,7 @@ func (r *runner) watch(conmonEnded <-chan unix.WaitStatus, deadline <-chan time.
 		case <-deadline:
 			deadline = nil
 			if !r.inside.Ready && !r.stopping {
-				failure = fmt.Errorf("container %s: not ready within %v: %s", r.command.name, r.Timeout, lower(r.inside.statusLine(r.Ready)))
+				failure = fmt.Errorf("container %s: not ready within %v: %s", r.command.name, r.Timeout, r.waitsFor())
 				r.stop()
 			}
 		case <-boot:
@@ -424,7 +427,7 @@ func (r *runner) end(status int, killed bool, failure error) (int, error) {
 	}
 	if r.inUnit {
 		if !r.inside.Ready && !r.stopping {
-			return 0, fmt.Errorf("container %s ended before it was ready: %s", r.command.name, lower(r.inside.statusLine(r.Ready)))
+			return 0, fmt.Errorf("container %s ended before it was ready: %s", r.command.name, r.waitsFor())
 		}
 		return 0, nil
 	}
@@ -448,7 +451,8 @@ func (r *runner) end(status int, killed bool, failure error) (int, error) {
 
 // drain hears what the container said last.
 func (r *runner) drain() {
-	if r.listener == nil {
+	if r.listener == nil || r.inUnit {
+		// In a unit, systemd kills this process soon after conmon has ended.
 		return
 	}
 	for {
@@ -485,9 +489,11 @@ func (r *runner) remove() {
 	}
 }
 
-func lower(s string) string {
-	if s == "" {
-		return s
+// waitsFor says what a container that is not ready waits for.
+func (r *runner) waitsFor() string {
+	if r.listener == nil {
+		return "waiting for a health check to succeed"
 	}
-	return strings.ToLower(s[:1]) + s[1:]
+	line := r.inside.statusLine(r.Ready)
+	return strings.ToLower(line[:1]) + line[1:]
 }

@@ -43,6 +43,7 @@ func TestAttack(t *testing.T) {
 			{"places", battle.places, onLast},
 			{"hooks", battle.hooks, onFirst},
 			{"notifications", battle.notifications, everywhere},
+			{"readiness", battle.readiness, everywhere},
 			{"own unit", battle.ownUnit, onFirst},
 			{"failing closed", battle.failClosed, everywhere},
 			{"names", battle.names, everywhere},
