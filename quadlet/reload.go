@@ -50,6 +50,9 @@ func (d *deriver) cannotReload() error {
 	if name, _ := p.Last("name"); name == "" {
 		return errors.New("the container has no name; write ContainerName= (podman run --name=NAME)")
 	}
+	if timeout := d.startTimeout(); timeout != 0 && timeout < minimumTimeout {
+		return fmt.Errorf("TimeoutStartSec=%v is too short for a reload, which may have to be undone; write %v or more", timeout, minimumTimeout)
+	}
 	if _, ok := p.Last("pod"); ok {
 		return errors.New("the container is in a pod, whose containers cannot be exchanged; remove Pod=")
 	}
@@ -103,21 +106,37 @@ func (d *deriver) replacement(serviceType string) dropin.Replacement {
 	return r
 }
 
-// reloadTimeout is how long the new container may take: two thirds of what systemd
-// gives each command of a reload, TimeoutStartSec=.
-func (d *deriver) reloadTimeout() time.Duration {
-	const usual = time.Minute
+// Of TimeoutStartSec=, which systemd gives each command of a reload, a new container may
+// take two thirds. The rest, and never less than undoTime, is for undoing: systemd kills
+// a reload that takes longer, and does not run its last commands.
+const (
+	usualTimeout   = 90 * time.Second // DefaultTimeoutStartSec= of systemd-system.conf(5)
+	minimumTimeout = 30 * time.Second
+	undoTime       = 15 * time.Second
+)
+
+// startTimeout returns TimeoutStartSec=, the usual one if it is not given or has units
+// that are not read here, 0 for no limit.
+func (d *deriver) startTimeout() time.Duration {
 	text := strings.ReplaceAll(d.unit.Get("Service", "TimeoutStartSec"), " ", "")
 	if text == "infinity" || text == "0" {
-		return time.Hour
+		return 0
 	}
 	if _, err := strconv.Atoi(text); err == nil {
 		text += "s"
 	}
-	text = strings.ReplaceAll(text, "min", "m")
-	timeout, err := time.ParseDuration(text)
+	timeout, err := time.ParseDuration(strings.ReplaceAll(text, "min", "m"))
 	if err != nil {
-		return usual
+		return usualTimeout
 	}
-	return timeout * 2 / 3
+	return timeout
+}
+
+// reloadTimeout is how long the new container may take until it is ready.
+func (d *deriver) reloadTimeout() time.Duration {
+	timeout := d.startTimeout()
+	if timeout == 0 {
+		return time.Hour
+	}
+	return min(timeout*2/3, timeout-undoTime)
 }

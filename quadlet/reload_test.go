@@ -61,6 +61,7 @@ func TestReloadRefused(t *testing.T) {
 		{"in the foreground", "ExecStart=podman run --name web localhost/web\n", "must be one podman run --detach"},
 		{"another argv[0]", "ExecStart=@podman p run -d --name web localhost/web\n", "prefix @"},
 		{"no name", "Type=notify\nExecStart=podman run -d localhost/web\n", "--name=NAME"},
+		{"little time", strings.Replace(run(""), "ExecStop", "TimeoutStartSec=20\nExecStop", 1), "TimeoutStartSec=20s is too short"},
 		{"a published port", run("-p 80:80"), "published port 80:80; let a socket unit listen"},
 		{"all ports", run("--publish-all"), "let a socket unit listen"},
 		{"a fixed address", run("--ip=10.0.0.2"), "--ip=10.0.0.2"},
@@ -86,5 +87,17 @@ func TestReloadWithReady(t *testing.T) {
 	}
 	if err := (&Planner{Programs: testPrograms}).derive(d, unit, false); err == nil || !strings.Contains(err.Error(), "write one of the two") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestReloadTimeout(t *testing.T) {
+	for text, want := range map[string]string{"": "1m0s", "30": "15s", "3min": "2m0s", "1min 30s": "1m0s", "infinity": "1h0m0s", "1week": "1m0s"} {
+		d, err := deriveReload(t, "web.service", "Type=notify\nTimeoutStartSec="+text+"\n"+detached)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(d.Dropin.Text()), " --timeout="+want+" ") {
+			t.Errorf("TimeoutStartSec=%s: not %s in\n%s", text, want, d.Dropin.Text())
+		}
 	}
 }
