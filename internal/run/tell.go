@@ -70,11 +70,19 @@ func newTeller(how string) (*teller, error) {
 	return &teller{file: os.NewFile(uintptr(fd), how)}, nil
 }
 
-// probe fails if nobody listens at the socket. An empty status changes nothing.
+// probe fails if nobody listens at the socket, or, for one of AF_VSOCK, if the kernel has
+// none.
 func (t *teller) probe() error {
 	address, err := sdnotify.ParseAddress(os.Getenv("NOTIFY_SOCKET"))
-	if err != nil || address.IsVsock() {
+	if err != nil {
 		return err
+	}
+	if address.IsVsock() {
+		fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return usage("NOTIFY_SOCKET=%s: this kernel has no vsock: %v", address, err)
+		}
+		return unix.Close(fd)
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
