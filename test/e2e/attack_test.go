@@ -17,8 +17,6 @@ import (
 	"testing"
 	"text/tabwriter"
 	"time"
-
-	"oci-mainpid-hook/test/sandbox"
 )
 
 // TestAttack has a unit's user, and the container, try to make root's helper and
@@ -61,28 +59,6 @@ func TestAttack(t *testing.T) {
 			}
 		}
 	})
-}
-
-// place says on which stacks a group of attacks runs. What depends on our programs
-// and the kernel alone needs one of them only: the groups are shared out so that all
-// machines are busy for as long. make attack runs everything everywhere.
-type place int
-
-const (
-	everywhere place = iota
-	onFirst
-	onLast
-)
-
-func (p place) has(suite sandbox.Suite) bool {
-	all := stacks()
-	switch {
-	case p == onFirst && !thorough():
-		return suite == all[0].suite
-	case p == onLast && !thorough():
-		return suite == all[len(all)-1].suite
-	}
-	return true
 }
 
 var raceTime = flag.Duration("race-time", 3*time.Second, "how `LONG` TestAttack tries each race, at most")

@@ -135,7 +135,14 @@ func install(box *sandbox.Machine) error {
 
 // onStacks runs a test on each stack's machine, on all stacks at once.
 func onStacks(t *testing.T, test func(m machine)) {
+	onStacksIn(t, everywhere, test)
+}
+
+func onStacksIn(t *testing.T, where place, test func(m machine)) {
 	for _, s := range stacks() {
+		if !where.has(s.suite) {
+			continue
+		}
 		t.Run(string(s.suite), func(t *testing.T) {
 			t.Parallel()
 			box, err := s.machine()
@@ -145,6 +152,37 @@ func onStacks(t *testing.T, test func(m machine)) {
 			test(machine{t, box})
 		})
 	}
+}
+
+// place says on which stacks a test runs. What depends on our programs and the kernel
+// alone needs one of them only: such tests are shared out so that all machines are busy
+// for as long. With -everywhere, and in make attack, everything runs everywhere.
+type place int
+
+var runEverywhere = flag.Bool("everywhere", false, "run on all stacks what one stack is enough for, too")
+
+const (
+	everywhere place = iota
+	onFirst
+	onLast
+)
+
+func (p place) has(suite sandbox.Suite) bool {
+	all := stacks()
+	switch {
+	case *runEverywhere || thorough():
+	case p == onFirst:
+		return suite == all[0].suite
+	case p == onLast:
+		return suite == all[len(all)-1].suite
+	}
+	return true
+}
+
+// onOneStack is onStacks for a test that needs one stack, beside other such tests.
+func onOneStack(t *testing.T, where place, test func(m machine)) {
+	t.Parallel()
+	onStacksIn(t, where, test)
 }
 
 // onFreshMachines is onStacks for a test that changes its machine for good. The

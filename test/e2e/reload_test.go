@@ -216,7 +216,7 @@ func (n unit) awaitReloaded() {
 // TestReloadCutOff: whatever ends in the middle of a reload, afterwards the unit has one
 // container or none, and its conmon is the main process.
 func TestReloadCutOff(t *testing.T) {
-	onStacks(t, func(m machine) {
+	onOneStack(t, onLast, func(m machine) {
 		n := m.slowUnit()
 		before, id := n.assertMainPIDIsConmon(), n.inspect(n.container, ".Id")
 		// unchanged checks that the old container goes on.

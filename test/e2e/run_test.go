@@ -60,7 +60,7 @@ func (u user) assertNothingLeft() {
 
 // TestRun: oci-mainpid run for whatever starts it.
 func TestRun(t *testing.T) {
-	onStacks(t, func(m machine) {
+	onOneStack(t, onFirst, func(m machine) {
 		u := m.user()
 		m.systemctl("start", "user@"+u.uid)
 		podman := func(command ...string) []string {
