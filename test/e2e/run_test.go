@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"oci-mainpid-hook/test/sandbox"
 )
 
 // running is an oci-mainpid run in the background.
@@ -231,6 +233,19 @@ func TestRun(t *testing.T) {
 			r.kill("TERM")
 			r.end()
 			u.assertNothingLeft()
+		})
+		m.subtest("as root, crun and runc", func(m machine) {
+			m.run("podman", "import", "--quiet", sandbox.BusyboxTar, imageName)
+			for _, runtime := range []string{"crun", "runc"} {
+				command := append([]string{"podman", "--runtime=" + runtime, "run", "-d", "--rm", "--name=a", "--network=none", imageName}, "sh", "-c", "sleep 1; exit 7")
+				if r := m.try(run("--pid-file=/run/a.pid", command)...); r.status != 7 {
+					m.t.Errorf("%s: %v", runtime, r)
+				}
+				if left := m.run("podman", "ps", "--all", "--quiet") + m.run("ls", "-A", "/run/oci-mainpid/run"); left != "" {
+					m.t.Errorf("%s: left: %s", runtime, left)
+				}
+			}
+			m.run("podman", "rmi", imageName)
 		})
 		m.subtest("systemd, by hand", func(m machine) {
 			u := u
