@@ -40,7 +40,7 @@ export CGO_ENABLED := 0
 PROGRAMS := oci-mainpid-hook notify-mainpid podman-pause oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
 
-.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit e2e attack matrix soak check fuzz bench clean
+.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit e2e attack matrix inits soak check fuzz bench clean
 all: build man
 
 # The same source makes the same bytes anywhere: make reproducible. What git says
@@ -167,6 +167,10 @@ attack: build man
 # Every combination of kind, Cgroup=, notification, runtime and history.
 matrix: build man
 	$(GO) test -tags e2e -count=1 -timeout 90m ./test/e2e -run '^TestMatrix$$' -matrix=0 -v
+
+# Every init of docs/without-systemd.md, with crun and runc, as root and as a user.
+inits: build man
+	$(GO) test -tags e2e -count=1 -timeout 90m ./test/e2e -run '^TestInits$$' -inits -v
 
 # SOAK steps on each of the two stacks, in each of which something goes wrong by
 # chance, and 200 units at once, with the project and without.
