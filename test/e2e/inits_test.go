@@ -358,11 +358,11 @@ func (n *initService) stopStart() (stop, start string) {
 	return strings.Join(lines[:at], ""), strings.Join(lines[at:], "")
 }
 
-// running are the processes of a service that runs.
-type running struct{ run, conmon, payload string }
+// initProcesses are the processes of a service that runs.
+type initProcesses struct{ run, conmon, payload string }
 
 // look returns the processes, if there is one of each and the pid file has conmon.
-func (n *initService) look() (r running, ok bool) {
+func (n *initService) look() (r initProcesses, ok bool) {
 	n.t.Helper()
 	out := n.outside("sh", "-c", `r=$(`+n.init.pid+`); c=$(pgrep -x conmon); p=$(pgrep -f '^sleep 1000$'); echo "$r;"$c";"$(ps -o ppid= -p $p)";"$(ps -o ppid= -p $c)";"$(cat `+n.pidFile()+`)`).stdout
 	f := strings.Split(strings.ReplaceAll(out, " ", ","), ";")
@@ -370,7 +370,7 @@ func (n *initService) look() (r running, ok bool) {
 		return r, false
 	}
 	parent := strings.Trim(f[3], ",")
-	r = running{f[0], f[1], strings.Trim(f[2], ",")}
+	r = initProcesses{f[0], f[1], strings.Trim(f[2], ",")}
 	for _, pid := range []string{r.run, r.conmon, r.payload} {
 		if pid == "" || strings.Contains(pid, ",") {
 			return r, false
@@ -380,9 +380,9 @@ func (n *initService) look() (r running, ok bool) {
 }
 
 // awaitOther waits until the service runs again, with other processes than before.
-func (n *initService) awaitOther(before running, what string) running {
+func (n *initService) awaitOther(before initProcesses, what string) initProcesses {
 	n.t.Helper()
-	var now running
+	var now initProcesses
 	n.await(what+": the service runs again", 2*soon, func() bool {
 		var ok bool
 		now, ok = n.look()
