@@ -232,8 +232,6 @@ func (d *deriver) checkReady() error {
 		reason = "ExecStart= is no podman run, so there is no container whose systemd could be heard; write podman run -d --rm --name=NAME"
 	case len(d.sockets) > 0:
 		reason = fmt.Sprintf("the sockets of %s would not reach the container; remove Ready=", strings.Join(d.sockets, ", "))
-	case d.Options.Cgroup == dropin.Service:
-		reason = "Cgroup=service: podman needs the unit's control group for itself; write Cgroup=mixed"
 	case d.systemdVersion > 0 && d.systemdVersion < openFileVersion:
 		reason = fmt.Sprintf("needs systemd %d or later; remove Ready=", openFileVersion)
 	}

@@ -31,7 +31,7 @@ func TestReady(t *testing.T) {
 		{name: "exec", text: "Type=exec\n" + run, cgroup: dropin.Mixed, version: 257, want: []string{"Type=notify\n", "NotifyAccess=all\n"}},
 		{name: "argv[0]", text: "Type=notify\n" + strings.Replace(run, "/usr/bin/podman run", "@/usr/bin/podman podman run", 1), cgroup: dropin.Mixed, version: 257,
 			want: []string{"ExecStart=@/usr/bin/oci-mainpid oci-mainpid run --ready=multi-user.target -- /usr/bin/podman run "}},
-		{name: "service", text: "Type=notify\n" + run, cgroup: dropin.Service, version: 257, err: "Cgroup=service"},
+		{name: "service", text: "Type=notify\n" + run, cgroup: dropin.Service, version: 257, want: []string{"oci-mainpid run --ready=multi-user.target -- ", "--cgroups=split", "Delegate=yes\n"}},
 		{name: "systemd without OpenFile=", text: "Type=notify\n" + run, cgroup: dropin.Mixed, version: 252, err: "needs systemd 253"},
 		{name: "sockets", text: "Type=notify\n" + run, cgroup: dropin.Mixed, version: 257, sockets: []string{"vm.socket"}, err: "vm.socket"},
 		{name: "oneshot", text: "Type=oneshot\n" + run, cgroup: dropin.Mixed, version: 257, err: "Type=oneshot"},
