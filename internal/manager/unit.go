@@ -41,7 +41,7 @@ type Unit struct {
 	OpenFiles                    []string // paths of OpenFile=
 	Wants, After                 []string
 	Pre, Start, Post, Stop       []Command // as systemd runs them
-	StopPost                     []Command
+	StopPost, Reload             []Command
 	InactiveExit, ActiveEnter    time.Duration // of the last start, on the clock of this boot
 	MainStart                    time.Duration // when the main process started
 	MainExitCode, MainExitStatus int
@@ -73,6 +73,12 @@ func (c Command) IsNotifyMainPID() bool { return c.Name() == "notify-mainpid" }
 // systemd of the main PID rather than to prepare or forget files.
 func (c Command) NotifiesMainPID() bool {
 	return c.IsNotifyMainPID() && !slices.Contains(c.Arguments, "--prepare") && !slices.Contains(c.Arguments, "--forget")
+}
+
+// Replaces reports whether the command is one of those that put another container in the
+// place of the unit's, oci-mainpid replace.
+func (c Command) Replaces() bool {
+	return c.Name() == "oci-mainpid" && len(c.Arguments) > 1 && c.Arguments[1] == "replace"
 }
 
 // option returns the value of an option of notify-mainpid, written --name=value or
@@ -120,7 +126,7 @@ func newUnit(name string, p Properties, accounts *account.Accounts) *Unit {
 		to   *[]Command
 	}{
 		{"ExecStartPre", &u.Pre}, {"ExecStart", &u.Start}, {"ExecStartPost", &u.Post},
-		{"ExecStop", &u.Stop}, {"ExecStopPost", &u.StopPost},
+		{"ExecStop", &u.Stop}, {"ExecStopPost", &u.StopPost}, {"ExecReload", &u.Reload},
 	} {
 		// Since systemd 243 there are properties with the commands' flags.
 		if *c.to = p.Commands(c.name + "Ex"); *c.to == nil {

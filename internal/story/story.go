@@ -78,6 +78,8 @@ type Story struct {
 	Outcome      Outcome
 	Events       []Event
 	Steps        []Step
+	// LastReload is the last reload of a unit with Reload=, nil if there was none.
+	LastReload *Reload
 	// Now is what the unit is doing, if it is not active.
 	Now string
 	// Reason says why the unit failed, or what is odd although it did not fail.
@@ -122,5 +124,6 @@ func Tell(name string, unit *manager.Unit, entries []journal.Entry) Story {
 		}
 	}
 	t.tell(entries)
+	t.LastReload = lastReload(unit)
 	return t.Story
 }

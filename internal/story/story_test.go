@@ -477,6 +477,44 @@ func TestConmonIsNotTakenForPodman(t *testing.T) {
 	}
 }
 
+func TestLastReload(t *testing.T) {
+	const program = "/usr/bin/oci-mainpid"
+	reload := func(status int, finish string) *manager.Unit {
+		return &manager.Unit{Reload: []manager.Command{
+			command(t, 70, 0, "100s", "100.1s", notifyPath, "--reload", "--prepare"),
+			command(t, 71, status, "100.1s", "101s", program, "replace", "start"),
+			command(t, 72, 0, "101s", "101.2s", notifyPath, "--reload", "--user=1000"),
+			command(t, 73, 0, "101.2s", "102s", program, "replace", "finish"),
+			command(t, 74, status, finish, "102.5s", program, "replace", "finish", "--last"),
+		}}
+	}
+	for _, c := range []struct {
+		name string
+		unit *manager.Unit
+		want Reload
+		text string
+	}{
+		{"good", reload(0, "102s"), Reload{Took: 2500 * time.Millisecond, Ended: true}, "The last reload took 2.50 s"},
+		{"failed", reload(1, "102s"), Reload{Took: 2500 * time.Millisecond, Ended: true, Failed: true}, "The last reload failed after 2.50 s: the container of before goes on"},
+		{"cut off, after one that was not", reload(0, "90s"), Reload{Took: 2 * time.Second}, "The last reload goes on, since 2.00 s"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := lastReload(c.unit)
+			if r == nil || r.Took != c.want.Took || r.Ended != c.want.Ended || r.Failed != c.want.Failed {
+				t.Fatalf("got %+v", r)
+			}
+			var text strings.Builder
+			r.write(&terminal.Output{Writer: &text, Width: 80})
+			if got := text.String(); !strings.Contains(got, c.text) || !strings.Contains(got, "verify and move") {
+				t.Errorf("got %s", got)
+			}
+		})
+	}
+	if r := lastReload(&manager.Unit{Reload: []manager.Command{command(t, 70, 0, "1s", "2s", "/bin/true")}}); r != nil {
+		t.Errorf("a reload of the unit's own: %+v", r)
+	}
+}
+
 func TestNothingReachesTheTerminal(t *testing.T) {
 	evil := "\x1b]0;owned\a\x1b[2J\u009b31m\r\nFAKE LINE" + strings.Repeat("x", 100000)
 	s := Tell("web.service", nil, failedStart(t,

@@ -48,6 +48,9 @@ func (s Story) Write(o *terminal.Output) {
 		o.Printf("\n")
 		s.timeline(o)
 	}
+	if s.LastReload != nil {
+		s.LastReload.write(o)
+	}
 	s.ending(o)
 }
 

@@ -104,6 +104,17 @@ func TestReload(t *testing.T) {
 			m.systemctl("daemon-reload")
 			n.start()
 			n.reload()
+			if out := m.run("oci-mainpid", "explain", n.name); !strings.Contains(out, "The last reload took") || !strings.Contains(out, "verify and move") {
+				m.t.Errorf("explain: %s", out)
+			}
+			if s := n.status(); s.Problem != "" || s.Agrees == nil || !*s.Agrees {
+				m.t.Errorf("status: %+v", s)
+			}
+			for _, p := range n.points() {
+				if p.Level == "fail" {
+					m.t.Errorf("check: %+v", p)
+				}
+			}
 			n.stop()
 			n.assertGone()
 		})
