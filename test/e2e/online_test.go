@@ -67,3 +67,19 @@ func (m machine) dockerHub() {
 		done
 		rm -rf $hub /run/docker-hub`, sandbox.BusyboxTar)
 }
+
+// nginx puts library/nginx into the mirror of docker.io, with Debian's nginx.
+func (m machine) nginx() {
+	m.t.Helper()
+	m.debian("nginx-light")
+	m.shell(`
+		systemctl disable --quiet --now nginx
+		image=/var/tmp/nginx-image
+		mkdir -p $image/var/lib/nginx $image/var/log/nginx $image/run
+		tar -x -C $image -f "$1"
+		cp --dereference --parents /usr/sbin/nginx $(ldd /usr/sbin/nginx | grep -o '/[^ ]*') /etc/passwd /etc/group $image
+		podman() { command podman --root $image.storage --runroot /run/nginx-image "$@"; }
+		tar -c -C $image . | podman import --quiet --change 'CMD ["/usr/sbin/nginx", "-g", "daemon off; error_log stderr;"]' - docker.io/library/nginx
+		podman push --quiet --tls-verify=false docker.io/library/nginx localhost:5000/library/nginx
+		rm -rf $image $image.storage /run/nginx-image`, sandbox.BusyboxTar)
+}
