@@ -157,7 +157,7 @@ test: check fuzz reproducible e2e
 
 # Much of what some tests do is to wait, for which more than the two run at once.
 e2e: build man
-	$(GO) test -tags e2e -count=1 -timeout 80m -v -p 1 -parallel 4 ./test/sandbox ./test/e2e
+	$(GO) test -tags e2e -count=1 -timeout 84m -v -p 1 -parallel 4 ./test/sandbox ./test/e2e
 
 # What the unit's user and its container may try, see SECURITY.md; more often than
 # e2e does where it is a race.

@@ -138,6 +138,7 @@ func onStacks(t *testing.T, test func(m machine)) {
 	onStacksIn(t, everywhere, test)
 }
 
+// onStacksIn is onStacks for a test that one stack may be enough for.
 func onStacksIn(t *testing.T, where place, test func(m machine)) {
 	for _, s := range stacks() {
 		if !where.has(s.suite) {

@@ -64,10 +64,17 @@ func (n unit) assertOneContainer() {
 // TestReload: systemctl reload puts another container in the place of the one that runs.
 func TestReload(t *testing.T) {
 	onStacks(t, func(m machine) {
-		for _, c := range []struct{ mode, runtime, notify string }{
-			{"mixed", "crun", "conmon"}, {"mixed", "runc", "container"}, {"mixed", "crun", "healthy"},
-			{"service", "crun", "container"}, {"service", "runc", "conmon"}, {"user", "crun", "conmon"},
+		for _, c := range []struct {
+			mode, runtime, notify string
+			where                 place
+		}{
+			{"mixed", "crun", "conmon", everywhere}, {"mixed", "runc", "container", onFirst}, {"mixed", "crun", "healthy", onLast},
+			{"service", "crun", "container", onLast}, {"service", "runc", "conmon", onFirst},
+			{"user", "crun", "conmon", onFirst}, {"user", "runc", "conmon", onLast},
 		} {
+			if !c.where.has(m.box.Suite) {
+				continue
+			}
 			m.subtest(fmt.Sprintf("Cgroup=%s, %s, %s", c.mode, c.runtime, c.notify), func(m machine) {
 				u := m.user()
 				text := map[string]string{"conmon": sleeper, "container": listener + "Exec=" + guestPath + "\nNotify=yes\n", "healthy": sleeper + "HealthCmd=true\nHealthInterval=1s\nNotify=healthy\n"}[c.notify]
@@ -156,7 +163,7 @@ func TestReload(t *testing.T) {
 // TestReloadSockets: a client that connects without a pause loses no connection by
 // reloads of a socket-activated unit.
 func TestReloadSockets(t *testing.T) {
-	onStacks(t, func(m machine) {
+	onStacksIn(t, onFirst, func(m machine) {
 		u := m.user()
 		name, path := u.name+".socket", "/run/"+u.name+".sock"
 		port := "1" + u.uid[len(u.uid)-4:]
