@@ -23,12 +23,7 @@ const withoutSystemd page = "docs/without-systemd.md"
 // An initSystem is one that the page has a section of. The section's blocks are files, by
 // their paths, and commands: once, to start it first, and to stop it and start it again.
 type initSystem struct {
-	name    string // of the case, if it is not the heading
 	heading string
-	// lacks tells why the machine's version cannot be tried, "" if it can.
-	lacks func(m machine) string
-	// edit changes a file as the page says that it may be changed.
-	edit func(text string) string
 	// boot has the init run.
 	boot func(n *initService)
 	// pid prints the PID of the process that the init takes for the service, if it has one.
@@ -59,16 +54,6 @@ var initSystems = []initSystem{
 	},
 	{
 		heading: "OpenRC", restarts: true, restartsAll: true,
-		lacks: openRCLacksNotify, boot: bootOpenRC, pid: openRCPID, exited: openRCExited,
-	},
-	{
-		name: "OpenRC by socket", heading: "OpenRC", restarts: true, restartsAll: true,
-		lacks: openRCLacksNotify, boot: bootOpenRC, pid: openRCPID, exited: openRCExited,
-		// As the page says.
-		edit: strings.NewReplacer("\nnotify=fd:3\n", "\nnotify=socket:ready\n", "--notify=fd:3", "--notify=socket").Replace,
-	},
-	{
-		heading: "OpenRC before 0.62", restarts: true, restartsAll: true,
 		boot: bootOpenRC, pid: openRCPID, exited: openRCExited,
 	},
 	{
@@ -110,14 +95,6 @@ func bootOpenRC(n *initService) {
 	n.shell(`mkdir -p /run/openrc /etc/runlevels/default; cd /run/openrc
 		mkdir -p daemons exclusive failed hotplugged inactive options scheduled started starting stopping tmp wasinactive
 		touch softlevel /etc/insserv.conf`)
-}
-
-// openRCLacksNotify tells why the machine's OpenRC cannot be told.
-func openRCLacksNotify(m machine) string {
-	if m.try("grep", "-q", "notify", "/usr/lib/rc/sh/supervise-daemon.sh").status != 0 {
-		return "this OpenRC is older than 0.62: " + m.run("openrc", "--version")
-	}
-	return ""
 }
 
 // upstart plays upstart's part for one job: start(8) and stop(8) with expect stop, respawn
@@ -185,10 +162,6 @@ func TestInits(t *testing.T) {
 	for _, s := range stacks() {
 		turn++
 		turn := turn
-		if s.suite != sandbox.Trixie {
-			t.Logf("not on %s: its inits have not been seen yet", s.suite)
-			continue
-		}
 		s.onFreshMachine(t, func(m machine) {
 			if err := install(m.box); err != nil {
 				m.t.Fatal(err)
@@ -202,16 +175,7 @@ func TestInits(t *testing.T) {
 						if !*allInits && (j != (i+turn)%2 || k != (i/2+turn)%2) {
 							continue
 						}
-						name := init.name
-						if name == "" {
-							name = init.heading
-						}
-						m.subtest(strings.Join([]string{name, runtime, who}, " "), func(m machine) {
-							if init.lacks != nil {
-								if why := init.lacks(m); why != "" {
-									m.t.Skip(why)
-								}
-							}
+						m.subtest(strings.Join([]string{init.heading, runtime, who}, " "), func(m machine) {
 							n := &initService{machine: m, init: init, root: who == "root"}
 							n.prepare(blocks, runtime)
 							n.judge()
@@ -311,9 +275,6 @@ func (n *initService) prepare(blocks []block, runtime string) {
 		if n.root { // as the page says
 			text = strings.ReplaceAll(text, "/run/user/$(id -u web)/web.pid", "/run/web.pid")
 		}
-		if n.init.edit != nil {
-			text = n.init.edit(text)
-		}
 		switch {
 		case b.heading == "What you need" && n.init.systemd:
 			n.run("rm", "-f", b.path())
@@ -329,7 +290,7 @@ func (n *initService) prepare(blocks []block, runtime string) {
 	}
 	n.t.Cleanup(func() {
 		if n.t.Failed() {
-			n.t.Logf("%v", n.try("sh", "-c", "tail -n 60 /var/log/init.log /var/log/web.log /var/log/supervisor/web-*; ps -eo pid,ppid,args | cut -c1-200"))
+			n.t.Logf("%v", n.try("sh", "-c", "journalctl -b --no-pager --identifier=supervise-daemon --identifier=start-stop-daemon | tail -n 30; tail -n 60 /var/log/init.log /var/log/web.log /var/log/supervisor/web-*; ps -eo pid,ppid,args | cut -c1-200"))
 		}
 	})
 	if n.init.boot != nil {
