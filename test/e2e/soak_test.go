@@ -32,7 +32,11 @@ const (
 )
 
 // fleetUnit is a unit of the fleet, as the driver reads it.
-type fleetUnit struct{ Name, User, Container, Restart, Family string }
+type fleetUnit struct {
+	Name, User, Container, Restart, Family string
+
+	Reload bool
+}
 
 type fleetUser struct {
 	Name string
@@ -116,7 +120,7 @@ func (m machine) fleet() fleet {
 		f.Users = append(f.Users, fleetUser{u.name, json.Number(u.uid), u.home()})
 	}
 	add := func(u user, name, container, restart string) {
-		f.Units = append(f.Units, fleetUnit{name, u.name, container, restart, name})
+		f.Units = append(f.Units, fleetUnit{name, u.name, container, restart, name, false})
 	}
 
 	// limits bound each step of a unit, of the user's if one is named.
@@ -132,7 +136,8 @@ func (m machine) fleet() fleet {
 	container := func(name string) string {
 		return "[Container]\nImage=" + imageName + "\nContainerName=" + name + "\nEnvironment=SOAK_UNIT=%n\nStopTimeout=2\nNetwork=none\nExec=" + sleeping
 	}
-	for _, c := range []struct {
+	reloads := func() { f.Units[len(f.Units)-1].Reload = true }
+	for i, c := range []struct {
 		user                user
 		name, mode, restart string
 	}{
@@ -143,8 +148,14 @@ func (m machine) fleet() fleet {
 		{two, "two-user", "user", "always"},
 		{two, "two-split", "service", "no"},
 	} {
-		quadlet(c.user, c.name+".container", container(c.name), c.mode, c.restart)
-		add(c.user, c.name+".service", c.name, c.restart)
+		mode := c.mode
+		if i%2 == 0 {
+			mode += "\nReload=beside"
+		}
+		quadlet(c.user, c.name+".container", container(c.name), mode, c.restart)
+		if add(c.user, c.name+".service", c.name, c.restart); i%2 == 0 {
+			reloads()
+		}
 	}
 	quadlet(one, "one-network.container", strings.Replace(container("one-network"), "Network=none\n", "", 1), "mixed", "on-failure")
 	add(one, "one-network.service", "one-network", "on-failure")

@@ -221,6 +221,9 @@ func (d *driver) expected(s *step, before, after map[string]state) []violation {
 			if is.active != "active" {
 				say("active")
 			}
+			if s.action == "reload" && s.fault == noFault && was.active == "active" && (is.invocation != was.invocation || is.mainPID == was.mainPID) {
+				say("the same start with another container")
+			}
 		case s.fault != noFault:
 		case s.action == "stop" && was.active == "active":
 			if is.active != "inactive" || is.result != "success" {

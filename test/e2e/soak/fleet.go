@@ -27,6 +27,8 @@ type unit struct {
 	Container string
 	// Restart is Restart= of the unit.
 	Restart string
+	// Reload says that a reload replaces the container.
+	Reload bool
 	// Family is what starts, stops and fails together: a pod and its containers.
 	Family string
 

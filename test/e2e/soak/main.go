@@ -189,6 +189,8 @@ func (d *driver) act(s *step) error {
 		}
 	case "restart":
 		return d.job((*systemd.Conn).RestartUnitContext, u)
+	case "reload":
+		return d.job((*systemd.Conn).ReloadOrRestartUnitContext, u)
 	case "stop":
 		return d.job((*systemd.Conn).StopUnitContext, u)
 	case "systemctl kill main", "systemctl kill all":

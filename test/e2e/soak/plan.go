@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,7 +36,7 @@ type step struct {
 
 // Actions, each with a weight.
 var actions = weighted{
-	{"start", 12}, {"restart", 44}, {"stop", 14}, {"start several", 8},
+	{"start", 12}, {"restart", 34}, {"reload", 16}, {"stop", 14}, {"start several", 8},
 	{"systemctl kill main", 4}, {"systemctl kill all", 3},
 	{"podman stop", 5}, {"podman kill", 5}, {"podman rm", 5},
 	{"login", 1}, {"nothing", 1},
@@ -67,10 +68,13 @@ type target struct {
 	most    int
 }
 
-// targets are what actions that start units execute, and those that end them.
+// targets are what actions that start units execute, those that replace their containers,
+// and those that end them.
 var (
 	starting = []target{{"podman", 3}, {"conmon", 1}, {"runtime", 3}, {"oci-mainpid-hook", 1}, {"notify-mainpid", 3}}
-	ending   = []target{{"podman", 3}, {"runtime", 2}, {"notify-mainpid", 1}}
+	// The programs of a reload come in the order of its commands.
+	reloading = []target{{"podman", 5}, {"conmon", 1}, {"runtime", 4}, {"oci-mainpid-hook", 1}, {"notify-mainpid", 2}, {"oci-mainpid", 3}}
+	ending    = []target{{"podman", 3}, {"runtime", 2}, {"notify-mainpid", 1}}
 )
 
 // surroundings reports whether the fault is none of a moment.
@@ -82,21 +86,29 @@ func (s *step) surroundings() bool {
 	return false
 }
 
-// starts reports whether the action starts units.
+// starts reports whether the units are to be active after the action. A reload starts
+// those that are not, and restarts those without Reload=.
 func (s *step) starts() bool {
-	return s.action == "start" || s.action == "restart" || s.action == "start several"
+	return s.action == "start" || s.action == "restart" || s.action == "reload" || s.action == "start several"
 }
 
 func draw(rng *rand.Rand, number int, f *fleet) *step {
 	s := &step{number: number, action: actions.draw(rng), fault: faults.draw(rng)}
-	s.units = []*unit{f.Units[rng.IntN(len(f.Units))]}
+	from := f.Units
+	if s.action == "reload" {
+		from = slices.DeleteFunc(slices.Clone(from), func(u *unit) bool { return !u.Reload })
+	}
+	s.units = []*unit{from[rng.IntN(len(from))]}
 	if s.action == "start several" {
 		for range 2 + rng.IntN(4) {
 			s.units = append(s.units, f.Units[rng.IntN(len(f.Units))])
 		}
 	}
 	targets := ending
-	if s.starts() {
+	switch {
+	case s.action == "reload":
+		targets = reloading
+	case s.starts():
 		targets = starting
 	}
 	t := targets[rng.IntN(len(targets))]

@@ -22,6 +22,7 @@ var programs = map[string]string{
 	"runc":             "/usr/bin/runc",
 	"oci-mainpid-hook": "/usr/libexec/oci/hooks.d/oci-mainpid-hook",
 	"notify-mainpid":   "/usr/libexec/oci-mainpid/notify-mainpid",
+	"oci-mainpid":      "/usr/bin/oci-mainpid",
 }
 
 // trap is told of each execution of the programs before it happens: the process
