@@ -136,13 +136,13 @@ func TestChangeWhileRunning(t *testing.T) {
 			if runtime == "runc" {
 				continue
 			}
-			m.subtest("another name, with "+runtime, func(m machine) {
+			m.subtestIn(onFirst, "another name, with "+runtime, func(m machine) {
 				u := m.user()
 				c := u.stubbornUnit(runtime, u, "mixed")
 				c.change(strings.Replace(c.text, "ContainerName=NAME", "ContainerName=other", 1) + stopsSoon(u.name) + inMode("mixed"))
 				unit{u, c.name, "other"}.assertMainPIDIsConmon()
 			})
-			m.subtest("another Cgroup=, with "+runtime, func(m machine) {
+			m.subtestIn(onLast, "another Cgroup=, with "+runtime, func(m machine) {
 				u := m.user()
 				c := u.stubbornUnit(runtime, u, "mixed")
 				for _, mode := range []string{"user", "service", "mixed"} {
@@ -150,7 +150,7 @@ func TestChangeWhileRunning(t *testing.T) {
 					c.assertMainPIDIsConmon()
 				}
 			})
-			m.subtest("a mistake in the file, with "+runtime, func(m machine) {
+			m.subtestIn(onFirst, "a mistake in the file, with "+runtime, func(m machine) {
 				u := m.user()
 				c := u.stubbornUnit(runtime, u, "mixed")
 				c.rewrite(c.text + stopsSoon(u.name) + inMode("none"))
@@ -278,11 +278,14 @@ func TestElsewhere(t *testing.T) {
 			m.shell(line)
 			oneOfTheUsers(c)
 		})
-		for name, c := range map[string]struct{ spoil, fix string }{
-			"":                                  {"true", "systemctl restart "},
-			", where generate recorded nothing": {`rm "/run/oci-mainpid/$1/record"`, "podman rm -f "},
+		for name, c := range map[string]struct {
+			spoil, fix string
+			where      place
+		}{
+			"":                                  {"true", "systemctl restart ", onLast},
+			", where generate recorded nothing": {`rm "/run/oci-mainpid/$1/record"`, "podman rm -f ", onFirst},
 		} {
-			m.subtest("from root to a user, by the line that check prints"+name, func(m machine) {
+			m.subtestIn(c.where, "from root to a user, by the line that check prints"+name, func(m machine) {
 				r := rootsUnit(m)
 				m.run("oci-mainpid", "generate", "--user="+r.user.name, path.Join(unitDir, r.name))
 				m.shell(c.spoil, r.name)
@@ -310,7 +313,7 @@ func TestElsewhere(t *testing.T) {
 			c.await("one container runs", soon, func() bool { return c.running() == 1 })
 			oneOfTheUsers(c)
 		})
-		m.subtest("another user claims to be of the unit", func(m machine) {
+		m.subtestIn(onLast, "another user claims to be of the unit", func(m machine) {
 			n, other := m.user().unit(service{mode: "mixed"}), m.user()
 			n.start()
 			other.systemctl("start", "user@"+other.uid)
@@ -364,20 +367,20 @@ func TestPodChangedWhileRunning(t *testing.T) {
 			c.systemctl(append([]string{"stop"}, units...)...)
 			c.assertNone()
 		}
-		m.subtest("Pod= added", func(m machine) {
+		m.subtestIn(onFirst, "Pod= added", func(m machine) {
 			c := inPods(m, "")
 			c.change(c.text + "Pod=NAME-a.pod\n" + stopsSoon(c.user.name))
 			inPod(c, "systemd-"+c.user.name+"-a")
 			ended(c, c.name, c.user.name+"-a-pod")
 		})
-		m.subtest("Pod= removed", func(m machine) {
+		m.subtestIn(onLast, "Pod= removed", func(m machine) {
 			c := inPods(m, "Pod=NAME-a.pod\n")
 			inPod(c, "systemd-"+c.user.name+"-a")
 			c.change(c.text + stopsSoon(c.user.name))
 			inPod(c, "")
 			ended(c, c.name, c.user.name+"-a-pod")
 		})
-		m.subtest("another Pod=", func(m machine) {
+		m.subtestIn(onLast, "another Pod=", func(m machine) {
 			c := inPods(m, "Pod=NAME-a.pod\n")
 			c.change(c.text + "Pod=NAME-b.pod\n" + stopsSoon(c.user.name))
 			inPod(c, "systemd-"+c.user.name+"-b")
@@ -395,7 +398,7 @@ func TestPodChangedWhileRunning(t *testing.T) {
 			}
 			ended(c, c.name, pod)
 		})
-		m.subtest("the User= of the pod alone", func(m machine) {
+		m.subtestIn(onFirst, "the User= of the pod alone", func(m machine) {
 			c, other := inPods(m, "Pod=NAME-a.pod\n"), m.user()
 			pod := c.user.name + "-a-pod.service"
 			c.write(path.Join(path.Dir(c.file), c.user.name+"-a.pod"), "[Pod]\n"+stopsSoon(other.name))

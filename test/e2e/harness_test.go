@@ -219,6 +219,15 @@ type machine struct {
 // subtest runs a case of the test.
 func (m machine) subtest(name string, test func(m machine)) {
 	m.t.Helper()
+	m.subtestIn(everywhere, name, test)
+}
+
+// subtestIn is subtest for a case that one stack may be enough for.
+func (m machine) subtestIn(where place, name string, test func(m machine)) {
+	m.t.Helper()
+	if !where.has(m.box.Suite) {
+		return
+	}
 	m.t.Run(name, func(t *testing.T) { test(machine{t, m.box}) })
 }
 
