@@ -60,7 +60,7 @@ func TestPodman(t *testing.T) {
 				! pgrep -U "$3" -f 'podman wait '`, n.name, n.container, u.uid)
 		})
 		m.subtest("a terminal", func(m machine) {
-			typed := fmt.Sprintf(`stty rows 33 cols 77; oci-mainpid podman %s exec -it %s sh -c 'test -t 0 && test -t 1 && stty size >/tmp/size; exit 5'`, n.name, n.container)
+			typed := fmt.Sprintf(`stty rows 33 cols 77; oci-mainpid podman %s exec -it %s sh -c 'test -t 0 && test -t 1 && for i in 1 2 3 4 5; do stty size >/tmp/size && break; sleep 0.2; done; exit 5'`, n.name, n.container)
 			if r := m.try("systemd-run", "--pty", "--quiet", "--wait", "--collect", "sh", "-c", typed); r.status != 5 {
 				m.t.Error(r)
 			}
