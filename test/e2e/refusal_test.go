@@ -68,6 +68,8 @@ func TestHelperKilled(t *testing.T) {
 			u := m.user()
 			u.useHooks() // none
 			n := u.unit(service{mode: "mixed"})
+			n.editDropin(`--timeout=500ms`, "--timeout=30s")
+			m.systemctl("daemon-reload")
 			m.systemctl("start", "--no-block", n.name)
 			m.run("kill", "-9", n.awaitHelper())
 			n.awaitFailed(soon)
@@ -283,7 +285,7 @@ func TestBadMainPIDFile(t *testing.T) {
 	}
 	onStacks(t, func(m machine) {
 		template := m.user().unit(service{mode: "mixed", template: true, container: "web-%i"})
-		template.editDropin(`--timeout=5s`, "--timeout=1s")
+		template.editDropin(`--timeout=500ms`, "--timeout=1s")
 		for _, c := range cases {
 			m.subtest(c.name, func(m machine) {
 				n := template.in(m).instance(c.name)
