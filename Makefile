@@ -40,7 +40,7 @@ export CGO_ENABLED := 0
 PROGRAMS := oci-mainpid-hook notify-mainpid podman-pause oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
 
-.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit e2e attack matrix inits soak check fuzz bench clean
+.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit vsock e2e attack matrix inits soak check fuzz bench clean
 all: build man
 
 # The same source makes the same bytes anywhere: make reproducible. What git says
@@ -181,6 +181,10 @@ soak: build man
 unit:
 	$(GO) test ./...
 
+# Needs a kernel with AF_VSOCK and its module vsock_loopback, and systemd-notify.
+vsock:
+	$(GO) test -tags vsock -count=1 -v -run '^TestVsock$$' ./sdnotify
+
 # Each fuzz test for FUZZTIME. What it finds, go puts into testdata/fuzz: a case.
 # A number of inputs rather than a time: before Go 1.27, a time may end a test with
 # "context deadline exceeded" though nothing was found (go.dev/issue/75804). And an
@@ -192,8 +196,8 @@ fuzz:
 
 check:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
-	$(GO) vet -tags e2e ./...
-	$(TOOLS) staticcheck -tags e2e ./...
+	$(GO) vet -tags e2e,vsock ./...
+	$(TOOLS) staticcheck -tags e2e,vsock ./...
 	$(GO) test ./...
 
 # BENCH has flags; go run ./test/bench -h lists them.

@@ -175,7 +175,11 @@ func TestNotifiers(t *testing.T) {
 		})
 		m.subtest("systemd-notify --fork hears the client", func(m machine) {
 			if help := m.run("systemd-notify", "--help"); !strings.Contains(help, "--fork") {
-				m.t.Skip("this systemd-notify has no --fork: ", strings.SplitN(m.run("systemctl", "--version"), "\n", 2)[0])
+				// systemd 257 has none.
+				if r := m.try("systemd-notify", "--fork", "--", "true"); r.status == 0 {
+					m.t.Errorf("--fork is not in the help, and is taken: %v", r)
+				}
+				return
 			}
 			// It prints the PID of what it leaves running, which must not keep the pipe open.
 			pid := m.run("systemd-notify", "--fork", "--", "sh", "-c", "exec "+guestPath+" >/dev/null 2>&1")
