@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os/exec"
 	"runtime"
@@ -65,6 +66,9 @@ func trace(cmd *exec.Cmd, before func(systemCall) (enough bool, err error)) (e e
 		switch s := status.StopSignal(); s {
 		case syscall.SIGTRAP | 0x80: // PTRACE_O_TRACESYSGOOD
 			call, entered, err := readSystemCall(thread)
+			if errors.Is(err, unix.ESRCH) {
+				continue // killed meanwhile, by the end of another thread
+			}
 			if err == nil && entered && !enough {
 				enough, err = before(call)
 			}
