@@ -40,7 +40,7 @@ export CGO_ENABLED := 0
 PROGRAMS := oci-mainpid-hook notify-mainpid podman-pause oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
 
-.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit vsock e2e attack matrix inits soak check fuzz bench clean
+.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit vsock e2e everywhere attack matrix inits soak check fuzz bench clean
 all: build man
 
 # The same source makes the same bytes anywhere: make reproducible. What git says
@@ -156,8 +156,13 @@ demo: build man
 test: check fuzz reproducible e2e
 
 # Much of what some tests do is to wait, for which more than the two run at once.
+# At the end come the failures again, with what they said.
 e2e: build man
-	$(GO) test -tags e2e -count=1 -timeout 84m -v -p 1 -parallel 4 ./test/sandbox ./test/e2e
+	$(TOOLS) gotestsum --format standard-verbose -- -tags e2e -count=1 -timeout 84m -p 1 -parallel 4 ./test/sandbox ./test/e2e
+
+# Every case on every stack: e2e deals many out to the stacks.
+everywhere: build man
+	$(GO) test -tags e2e -count=1 -timeout 4h -v -parallel 4 ./test/e2e -everywhere
 
 # What the unit's user and its container may try, see SECURITY.md; more often than
 # e2e does where it is a race.

@@ -255,8 +255,8 @@ func TestAttackDebian12(t *testing.T) {
 		}
 		m.installAttacker()
 		m.systemctl("log-level", "debug")
-		b := battle{m, &table}
-		m.subtest("reused PIDs", func(m machine) { battle{m, &table}.reusedPIDs() })
+		b := battle{m, &table, false}
+		m.subtest("reused PIDs", func(m machine) { battle{m, &table, false}.reusedPIDs() })
 		b.fight("a rootful container whose image names a file of root's as the mainpid file", func(f fight) { f.judge(f.imageNamesFile()...) })
 	})
 }

@@ -54,7 +54,7 @@ func TestAttack(t *testing.T) {
 			{"controls", battle.controls, onLast},
 		} {
 			if group.where.has(m.box.Suite) {
-				m.subtest(group.name, func(m machine) { group.run(battle{m, &table}) })
+				m.subtest(group.name, func(m machine) { group.run(battle{m, &table, group.where == everywhere}) })
 				m.systemctl("reset-failed") // each failed unit costs the reports of the next group time
 			}
 		}
@@ -109,7 +109,8 @@ func (t *tally) print() {
 // battle is a machine under attack.
 type battle struct {
 	machine
-	table *tally
+	table  *tally
+	shared bool // the cases are dealt out to the stacks
 }
 
 // fight runs a case, which calls try for each attempt; that returns what went
@@ -125,13 +126,19 @@ func (b battle) show(name string, run func(f fight)) {
 	b.record(name, true, run)
 }
 
-func (b battle) record(name string, own bool, run func(f fight)) {
+func (b battle) record(name string, own bool, try func(f fight)) {
 	b.t.Helper()
-	row := &tallyRow{stack: string(b.box.Suite), name: name, own: own}
-	b.table.mutex.Lock()
-	b.table.rows = append(b.table.rows, row)
-	b.table.mutex.Unlock()
-	b.subtest(name, func(m machine) { run(fight{m, row}) })
+	run := b.subtest
+	if b.shared {
+		run = b.share
+	}
+	run(name, func(m machine) {
+		row := &tallyRow{stack: string(b.box.Suite), name: name, own: own}
+		b.table.mutex.Lock()
+		b.table.rows = append(b.table.rows, row)
+		b.table.mutex.Unlock()
+		try(fight{m, row})
+	})
 }
 
 // fight is a case of a battle.

@@ -114,7 +114,7 @@ func TestChangeWhileRunning(t *testing.T) {
 				modes = []string{"user"} // the one in which runc still runs when root records the start
 			}
 			for _, mode := range modes {
-				m.subtest("another user, Cgroup "+mode+" with "+runtime, func(m machine) {
+				m.share("another user, Cgroup "+mode+" with "+runtime, func(m machine) {
 					u, other := m.user(), m.user()
 					other.useRuntime(runtime)
 					c := u.stubbornUnit(runtime, u, mode)
@@ -158,14 +158,14 @@ func TestChangeWhileRunning(t *testing.T) {
 				c.stop()
 				c.assertNone()
 			})
-			m.subtest("from root to a user, with "+runtime, func(m machine) {
+			m.share("from root to a user, with "+runtime, func(m machine) {
 				m.podmanAsRoot()
 				u := m.user()
 				c := u.stubbornUnit(runtime, user{}, "mixed")
 				c.change(c.text + stopsSoon(u.name))
 				c.assertMainPIDIsConmon()
 			})
-			m.subtest("from a user to root, with "+runtime, func(m machine) {
+			m.share("from a user to root, with "+runtime, func(m machine) {
 				m.podmanAsRoot()
 				u := m.user()
 				c := u.stubbornUnit(runtime, u, "mixed")
@@ -195,7 +195,7 @@ func TestRemovedWhileRunning(t *testing.T) {
 			c.systemctl("daemon-reload")
 			c.assertSays("still runs as UID "+c.uid+": its file is gone", "systemctl stop "+c.name)
 		}
-		m.subtest("the Quadlet file, and systemctl stop", func(m machine) {
+		m.share("the Quadlet file, and systemctl stop", func(m machine) {
 			u := m.user()
 			c := u.stubbornUnit("crun", u, "mixed")
 			remove(c)
@@ -219,7 +219,7 @@ func TestRemovedWhileRunning(t *testing.T) {
 			}
 			c.assertMainPIDIsConmon()
 		})
-		m.subtest("the Quadlet file, and conmon killed", func(m machine) {
+		m.share("the Quadlet file, and conmon killed", func(m machine) {
 			u := m.user()
 			c := u.stubbornUnit("crun", u, "mixed")
 			remove(c)
@@ -228,7 +228,7 @@ func TestRemovedWhileRunning(t *testing.T) {
 			c.assertSaid(message.LeftOverEnded, `ended what was left of container`, nil)
 			c.assertNone()
 		})
-		m.subtest("the drop-in of a hand-written unit", func(m machine) {
+		m.share("the drop-in of a hand-written unit", func(m machine) {
 			n := m.user().unit(service{mode: "mixed", command: "sleep 31", more: "TimeoutStopSec=3"})
 			n.start()
 			n.assertMainPIDIsConmon()
@@ -271,7 +271,7 @@ func TestElsewhere(t *testing.T) {
 				c.t.Errorf("%+v", s)
 			}
 		}
-		m.subtest("from root to a user, by the line that generate prints", func(m machine) {
+		m.share("from root to a user, by the line that generate prints", func(m machine) {
 			c := rootsUnit(m)
 			out := m.run("oci-mainpid", "generate", "--user="+c.user.name, path.Join(unitDir, c.name))
 			_, line, _ := strings.Cut(out, "\nrun: ")
@@ -301,7 +301,7 @@ func TestElsewhere(t *testing.T) {
 				oneOfTheUsers(r)
 			})
 		}
-		m.subtest("from root to a user, by a restart without the stop that generate prints", func(m machine) {
+		m.share("from root to a user, by a restart without the stop that generate prints", func(m machine) {
 			c := rootsUnit(m)
 			m.run("oci-mainpid", "generate", "--user="+c.user.name, path.Join(unitDir, c.name))
 			// A second call prints the stop again.

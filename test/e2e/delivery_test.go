@@ -36,7 +36,7 @@ func TestListenFDNames(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "user"} {
 			for _, runtime := range []string{"crun", "runc"} {
-				m.subtest("Cgroup "+mode+" with "+runtime, func(m machine) {
+				m.share("Cgroup "+mode+" with "+runtime, func(m machine) {
 					n := m.user().unit(service{mode: mode, runtime: runtime})
 					n.editDropin(`(?m)^UnsetEnvironment=.*\n`, "")
 					n.editDropin(`(?m)^Environment=OCI_MAINPID_FILE=.*\n`, "")

@@ -81,7 +81,7 @@ func TestExplainReasons(t *testing.T) {
 				[]string{": started in", "Now: waits to be started again (RestartSec=30s, restarts so far: 0)", "container: ended with exit status 3"}, "container: ended with exit status 3",
 			},
 		} {
-			m.subtest(c.name, func(m machine) {
+			m.share(c.name, func(m machine) {
 				u.machine = m
 				n := u.unit(c.service)
 				c.run(n)

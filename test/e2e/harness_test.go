@@ -231,6 +231,26 @@ func (m machine) subtestIn(where place, name string, test func(m machine)) {
 	m.t.Run(name, func(t *testing.T) { test(machine{t, m.box}) })
 }
 
+// dealt counts the cases of each test that were dealt out to the stacks.
+var dealt = struct {
+	sync.Mutex
+	cases map[string]int
+}{cases: map[string]int{}}
+
+// share is subtest for one of many cases of a test, of which each is for one stack: they
+// are dealt out in turn, and so that of two kinds in turn each stack gets both.
+func (m machine) share(name string, test func(m machine)) {
+	m.t.Helper()
+	dealt.Lock()
+	i := dealt.cases[m.t.Name()]
+	dealt.cases[m.t.Name()]++
+	dealt.Unlock()
+	all := stacks()
+	if suite := all[(i+i/len(all))%len(all)].suite; suite == m.box.Suite || *runEverywhere || thorough() {
+		m.subtest(name, test)
+	}
+}
+
 // result is what became of a command.
 type result struct {
 	command        []string

@@ -54,7 +54,7 @@ func TestEndsAtOnce(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "service", "user"} {
 			for _, runtime := range []string{"crun", "runc"} {
-				m.subtest(mode+" with "+runtime, func(m machine) {
+				m.share(mode+" with "+runtime, func(m machine) {
 					u := m.user()
 					files := map[string]string{}
 					for _, status := range []int{0, 3} {

@@ -133,7 +133,7 @@ func TestJournalOfAStart(t *testing.T) {
 // about.
 func TestJournalOfAFailure(t *testing.T) {
 	onStacks(t, func(m machine) {
-		m.subtest("no hook", func(m machine) {
+		m.share("no hook", func(m machine) {
 			u := m.user()
 			u.useHooks() // none
 			n := u.unit(service{mode: "user"})
@@ -143,7 +143,7 @@ func TestJournalOfAFailure(t *testing.T) {
 			n.assertOnly(message.NoMainPID)
 		})
 		for _, mode := range []string{"mixed", "user"} {
-			m.subtest("a refused PID, "+mode, func(m machine) {
+			m.share("a refused PID, "+mode, func(m machine) {
 				n := m.user().unit(service{mode: mode})
 				n.dropin(60, fmt.Sprintf("[Service]\nExecStartPre=+/bin/sh -c 'echo 1 >%s'\n", n.mainPIDFile()))
 				m.systemctl("daemon-reload")
@@ -156,7 +156,7 @@ func TestJournalOfAFailure(t *testing.T) {
 				n.assertOnly(message.Refused)
 			})
 		}
-		m.subtest("a user that does not exist", func(m machine) {
+		m.share("a user that does not exist", func(m machine) {
 			n := m.user().unit(service{mode: "mixed"})
 			n.editDropin(`notify-mainpid --user=\d+`, "notify-mainpid --timeout=1s --user=nobody-of-that-name")
 			m.systemctl("daemon-reload")
@@ -165,7 +165,7 @@ func TestJournalOfAFailure(t *testing.T) {
 			n.assertExplained(message.HelperFailed)
 			n.assertOnly(message.HelperFailed)
 		})
-		m.subtest("a wrong command line", func(m machine) {
+		m.share("a wrong command line", func(m machine) {
 			n := m.user().unit(service{mode: "mixed"})
 			n.editDropin(`notify-mainpid --user=\d+`, "notify-mainpid --usr")
 			m.systemctl("daemon-reload")
@@ -176,7 +176,7 @@ func TestJournalOfAFailure(t *testing.T) {
 			}
 		})
 		for _, c := range []struct{ mode, runtime string }{{"mixed", "crun"}, {"mixed", "runc"}, {"user", "crun"}, {"user", "runc"}} {
-			m.subtest("the hook cannot open the file, "+c.mode+" with "+c.runtime, func(m machine) {
+			m.share("the hook cannot open the file, "+c.mode+" with "+c.runtime, func(m machine) {
 				n := m.user().unit(service{mode: c.mode, runtime: c.runtime})
 				n.editDropin(`OpenFile=.*\n`, "")
 				n.editDropin(`notify-mainpid --user`, "notify-mainpid --timeout=2s --user")
@@ -199,7 +199,7 @@ func TestJournalOfAFailure(t *testing.T) {
 				n.assertOnly(message.HookFailed, message.NoMainPID)
 			})
 		}
-		m.subtest("what notify-mainpid answered, the hook does not repeat", func(m machine) {
+		m.share("what notify-mainpid answered, the hook does not repeat", func(m machine) {
 			n := m.user().unit(service{mode: "user", runtime: "crun"})
 			n.editDropin(`notify-mainpid --user`, "notify-mainpid --conmon=/usr/local/bin/conmon --user")
 			m.systemctl("daemon-reload")
@@ -209,7 +209,7 @@ func TestJournalOfAFailure(t *testing.T) {
 				m.t.Errorf("%v", all)
 			}
 		})
-		m.subtest("a Quadlet file that the generator refuses", func(m machine) {
+		m.share("a Quadlet file that the generator refuses", func(m machine) {
 			u := m.user()
 			u.quadlets(map[string]string{"NAME.container": "[Container]\nImage=" + imageName + "\n[Service]\nUser=nobody-of-that-name\n"})
 			n := u.quadletUnit("NAME.service", "NAME")

@@ -189,7 +189,7 @@ func TestQuadletContainer(t *testing.T) {
 	}
 	onStacks(t, func(m machine) {
 		for _, c := range cases {
-			m.subtest(c.name, func(m machine) {
+			m.share(c.name, func(m machine) {
 				u := m.user()
 				u.useRuntime(c.runtime)
 				section := owned
@@ -222,7 +222,7 @@ func (u user) useRuntime(name string) {
 // TestQuadletFamilies: what belongs to a unit is its user's too.
 func TestQuadletFamilies(t *testing.T) {
 	onStacks(t, func(m machine) {
-		m.subtest("a volume, a bridge network and a published port that answers over HTTP", func(m machine) {
+		m.share("a volume, a bridge network and a published port that answers over HTTP", func(m machine) {
 			u := m.user()
 			u.quadlets(map[string]string{
 				"NAME.container": listener + "Exec=" + guestPath + " :80\nVolume=NAME.volume:/data\nNetwork=NAME.network\nPublishPort=127.0.0.1:8080:80\n" + owned,
@@ -243,7 +243,7 @@ func TestQuadletFamilies(t *testing.T) {
 			}
 			n.stopAll(judgement{others: []string{u.name + "-network.service", u.name + "-volume.service"}})
 		})
-		m.subtest("an image and a build", func(m machine) {
+		m.share("an image and a build", func(m machine) {
 			u := m.user()
 			// An image to pull without a registry, and one to build from it.
 			u.systemctl("start", "user@"+u.uid)
@@ -264,7 +264,7 @@ func TestQuadletFamilies(t *testing.T) {
 			n.stopAll(judgement{})
 			u.quadletUnit("NAME-i.service", "NAME").judge(judgement{})
 		})
-		m.subtest("a pod with two containers", func(m machine) {
+		m.share("a pod with two containers", func(m machine) {
 			u := m.user()
 			u.quadlets(map[string]string{
 				"NAME.pod":         "[Pod]\nPodName=NAME-p\n" + owned,
@@ -284,7 +284,7 @@ func TestQuadletFamilies(t *testing.T) {
 			}
 			pod.stopAll(judgement{})
 		})
-		m.subtest("a kube file with two containers", func(m machine) {
+		m.share("a kube file with two containers", func(m machine) {
 			u := m.user()
 			u.quadlets(map[string]string{
 				"NAME.kube": "[Kube]\nYaml=" + u.home() + "/pod.yml\n" + owned,
@@ -297,7 +297,7 @@ func TestQuadletFamilies(t *testing.T) {
 			n.judgeRunning(judgement{execIn: u.name + "-b"})
 			n.stopAll(judgement{})
 		})
-		m.subtest("two instances of a template, started at once", func(m machine) {
+		m.share("two instances of a template, started at once", func(m machine) {
 			u := m.user()
 			u.quadlets(map[string]string{
 				"NAME@.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-%I", 1) + owned,
@@ -314,7 +314,7 @@ func TestQuadletFamilies(t *testing.T) {
 			}
 			u.quadletUnit("NAME@one.service", "").assertGone()
 		})
-		m.subtest("two users at once", func(m machine) {
+		m.share("two users at once", func(m machine) {
 			one, two := m.user(), m.user()
 			for _, u := range []user{one, two} {
 				u.quadlets(map[string]string{"NAME.container": sleeper + owned})
@@ -489,7 +489,7 @@ func TestQuadletRefuses(t *testing.T) {
 	onStacks(t, func(m machine) {
 		other := m.user()
 		for _, c := range cases {
-			m.subtest(c.name, func(m machine) {
+			m.share(c.name, func(m machine) {
 				u := m.user()
 				files := maps.Clone(c.files)
 				for name, text := range files {

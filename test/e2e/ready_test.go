@@ -26,7 +26,7 @@ func TestReady(t *testing.T) {
 		n := u.quadletUnit("NAME.service", "NAME")
 
 		for _, mode := range []string{"mixed", "user", "service"} {
-			m.subtest(mode, func(m machine) {
+			m.share(mode, func(m machine) {
 				n, u := n.in(m), u
 				u.machine = m
 				if mode == "service" {
@@ -81,7 +81,7 @@ func TestReady(t *testing.T) {
 				u.assertNothingLeft()
 			})
 		}
-		m.subtest("reboot, power off and exit inside", func(m machine) {
+		m.share("reboot, power off and exit inside", func(m machine) {
 			n, u := n.in(m), u
 			u.machine = m
 			u.quadlets(map[string]string{"NAME.container": file + "Ready=basic.target\n"})
@@ -105,7 +105,7 @@ func TestReady(t *testing.T) {
 			n.assertEnded("failed", "exit-code", "9")
 			n.assertGone()
 		})
-		m.subtest("a target that never comes", func(m machine) {
+		m.share("a target that never comes", func(m machine) {
 			n, u := n.in(m), u
 			u.machine = m
 			u.quadlets(map[string]string{"NAME.container": strings.Replace(file, "TimeoutStartSec=60", "TimeoutStartSec=8", 1) + "Ready=never.target\n"})
@@ -115,7 +115,7 @@ func TestReady(t *testing.T) {
 			}
 			u.assertNothingLeft()
 		})
-		m.subtest("stopped in its first moments", func(m machine) {
+		m.share("stopped in its first moments", func(m machine) {
 			u := u
 			u.machine = m
 			for _, after := range []time.Duration{0, 30 * time.Millisecond} {
@@ -132,7 +132,7 @@ func TestReady(t *testing.T) {
 				u.assertNothingLeft()
 			}
 		})
-		m.subtest("refused", func(m machine) {
+		m.share("refused", func(m machine) {
 			u := u
 			u.machine = m
 			for lines, reason := range map[string]string{

@@ -64,7 +64,7 @@ func (n unit) timeToFail() time.Duration {
 // TestHelperKilled: without notify-mainpid there is no main PID, so no service.
 func TestHelperKilled(t *testing.T) {
 	onStacks(t, func(m machine) {
-		m.subtest("Cgroup mixed: while it waits for the hook", func(m machine) {
+		m.share("Cgroup mixed: while it waits for the hook", func(m machine) {
 			u := m.user()
 			u.useHooks() // none
 			n := u.unit(service{mode: "mixed"})
@@ -76,7 +76,7 @@ func TestHelperKilled(t *testing.T) {
 			n.assertGone()
 		})
 		for _, runtime := range []string{"crun", "runc"} {
-			m.subtest("Cgroup user with "+runtime+": while it waits for the hook", func(m machine) {
+			m.share("Cgroup user with "+runtime+": while it waits for the hook", func(m machine) {
 				n, gate := m.user().gatedUnit(runtime)
 				m.systemctl("start", "--no-block", n.name)
 				gate.awaitReached()
@@ -85,7 +85,7 @@ func TestHelperKilled(t *testing.T) {
 				n.awaitFailed(soon)
 				n.assertGone()
 			})
-			m.subtest("Cgroup user with "+runtime+": while the hook waits for it", func(m machine) {
+			m.share("Cgroup user with "+runtime+": while the hook waits for it", func(m machine) {
 				n, gate := m.user().gatedUnit(runtime)
 				m.systemctl("start", "--no-block", n.name)
 				gate.awaitReached()
@@ -193,7 +193,7 @@ func TestStrangersPID(t *testing.T) {
 			// A PID that no process has is that of a container which has ended, see
 			// TestForgedEnd.
 		} {
-			m.subtest(c.who, func(m machine) {
+			m.share(c.who, func(m machine) {
 				n := u.in(m).unit(service{mode: c.mode})
 				kept := n.keepResult()
 				n.dropin(60, fmt.Sprintf("[Service]\nExecStartPre=+/bin/sh -c 'echo %s >%s'\n", c.pid, n.mainPIDFile()))
@@ -261,7 +261,7 @@ func (n unit) assertNotified(want map[string]bool) {
 func TestRootRefuses(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, runtime := range []string{"crun", "runc"} {
-			m.subtest("Cgroup user with "+runtime, func(m machine) {
+			m.share("Cgroup user with "+runtime, func(m machine) {
 				n := m.user().unit(service{mode: "user", runtime: runtime})
 				n.editDropin(`notify-mainpid --user`, "notify-mainpid --conmon=/usr/local/bin/conmon --user")
 				m.systemctl("daemon-reload")
@@ -287,7 +287,7 @@ func TestBadMainPIDFile(t *testing.T) {
 		template := m.user().unit(service{mode: "mixed", template: true, container: "web-%i"})
 		template.editDropin(`--timeout=500ms`, "--timeout=1s")
 		for _, c := range cases {
-			m.subtest(c.name, func(m machine) {
+			m.share(c.name, func(m machine) {
 				n := template.in(m).instance(c.name)
 				n.startPre("", c.script)
 				n.startFails()
@@ -310,7 +310,7 @@ func TestBadFilesOfRoots(t *testing.T) {
 	onStacks(t, func(m machine) {
 		template := m.user().unit(service{mode: "mixed", template: true, container: "web-%i"})
 		for _, c := range cases {
-			m.subtest(c.name, func(m machine) {
+			m.share(c.name, func(m machine) {
 				n := template.in(m).instance(c.name)
 				n.startPre("+", c.script)
 				if r := m.try("systemctl", "start", n.name); r.status == 0 {
