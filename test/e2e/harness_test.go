@@ -189,8 +189,15 @@ func onOneStack(t *testing.T, where place, test func(m machine)) {
 // onFreshMachines is onStacks for a test that changes its machine for good. The
 // machine has not got the product.
 func onFreshMachines(t *testing.T, test func(m machine)) {
+	onFreshMachinesIn(t, everywhere, test)
+}
+
+// onFreshMachinesIn is onFreshMachines for a test that one stack may be enough for.
+func onFreshMachinesIn(t *testing.T, where place, test func(m machine)) {
 	for _, s := range stacks() {
-		s.onFreshMachine(t, test)
+		if where.has(s.suite) {
+			s.onFreshMachine(t, test)
+		}
 	}
 }
 

@@ -29,7 +29,7 @@ func TestSELinux(t *testing.T) {
 	if err := runMakefile("selinux", "SELINUX_DEVEL=/nowhere"); err == nil || !strings.Contains(err.Error(), "install selinux-policy-dev") {
 		t.Errorf("without the tools: %v", err)
 	}
-	onFreshMachines(t, func(m machine) {
+	onFreshMachinesIn(t, onLast, func(m machine) {
 		source := filepath.Join(m.box.Root(), sourceDir)
 		if err := os.CopyFS(filepath.Join(source, "dist"), os.DirFS("../../dist")); err != nil {
 			m.t.Fatal(err)
@@ -103,7 +103,7 @@ func TestSELinux(t *testing.T) {
 // nothing, and there is none for ours.
 func TestAppArmor(t *testing.T) {
 	t.Parallel()
-	onFreshMachines(t, func(m machine) {
+	onFreshMachinesIn(t, onFirst, func(m machine) {
 		if err := m.box.Install(interrupted, "apparmor"); err != nil {
 			m.t.Fatal(err)
 		}

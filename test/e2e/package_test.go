@@ -101,7 +101,7 @@ func TestPackages(t *testing.T) {
 		// Every system has these, but for machines that are built without pages.
 		m.run("mkdir", "-p", "/usr/share/man/man1", "/usr/share/man/man5", "/usr/share/man/man7", "/usr/share/man/man8")
 		for _, p := range packagers {
-			m.subtest(p.kind, p.test)
+			m.share(p.kind, p.test)
 			if p.kind == "deb" {
 				// Not before, so that the .deb has no more than it requires.
 				if err := m.box.Install(interrupted, "lintian", "rpm", "rpmlint"); err != nil {
@@ -109,9 +109,9 @@ func TestPackages(t *testing.T) {
 				}
 			}
 		}
-		m.subtest("pages", pagesOfPackage)
-		m.subtest("lintian", lintian)
-		m.subtest("rpmlint", rpmlint)
+		m.share("pages", pagesOfPackage)
+		m.share("lintian", lintian)
+		m.share("rpmlint", rpmlint)
 	})
 }
 

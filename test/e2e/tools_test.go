@@ -13,7 +13,7 @@ import (
 // pages, Prometheus.
 func TestDebiansTools(t *testing.T) {
 	t.Parallel()
-	onFreshMachines(t, func(m machine) {
+	onFreshMachinesIn(t, onFirst, func(m machine) {
 		if err := install(m.box); err != nil {
 			m.t.Fatal(err)
 		}
