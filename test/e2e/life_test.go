@@ -5,6 +5,8 @@ package e2e
 import (
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestUserCommands: what the user does to the container with podman works, and
@@ -43,6 +45,7 @@ func TestExitStatusOfTheContainerIsTheUnits(t *testing.T) {
 			m.subtest("Cgroup "+mode, func(m machine) {
 				n := m.user().unit(service{mode: mode, command: exiting7})
 				n.start()
+				n.awaitHandler(n.container, unix.SIGUSR1)
 				n.podman("kill", "--signal=USR1", n.container)
 				n.awaitState("failed")
 				n.assertEnded("failed", "exit-code", "7")

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/test/sandbox"
 )
@@ -51,6 +54,17 @@ func (r running) end() (status, said string) {
 }
 
 func (r running) kill(signal string) { r.t.Helper(); r.run("kill", "-"+signal, r.pid) }
+
+// awaitHandler waits until the first process of a container handles a signal, which it
+// ignores before, being PID 1.
+func (u user) awaitHandler(container string, signal unix.Signal) {
+	u.t.Helper()
+	pid := u.inspect(container, ".State.Pid")
+	u.await("it handles the signal", soon, func() bool {
+		caught, err := strconv.ParseUint(u.try("sed", "-n", `s/^SigCgt:\t//p`, "/proc/"+pid+"/status").stdout, 16, 64)
+		return err == nil && caught>>(signal-1)&1 == 1
+	})
+}
 
 // assertNothingLeft checks that neither a container nor a file is left.
 func (u user) assertNothingLeft() {
@@ -126,6 +140,7 @@ func TestRun(t *testing.T) {
 				u.must(u.try(u.as("ln", "-sf", "/etc/passwd", pidFile)...))
 				r := u.supervised(run("--notify=fd:3 --pid-file="+pidFile, sleep)...)
 				r.awaitReady()
+				r.awaitHandler("a", unix.SIGUSR1)
 				if got, want := m.run("cat", pidFile), u.inspect("a", ".State.ConmonPid"); got != want || m.run("ps", "-o", "ppid=", want) == "" {
 					m.t.Errorf("the PID file has %s, conmon is %s", got, want)
 				}
@@ -177,7 +192,8 @@ func TestRun(t *testing.T) {
 				r := u.supervised(run("", sleep)...)
 				time.Sleep(after)
 				r.kill("TERM")
-				if got, said := r.end(); got != "143" && got != "5" {
+				// 137 if podman had to kill it.
+				if got, said := r.end(); got != "143" && got != "5" && got != "137" {
 					m.t.Errorf("stopped after %v: status %s; %s", after, got, said)
 				}
 				u.assertNothingLeft()
@@ -191,6 +207,7 @@ func TestRun(t *testing.T) {
 			if got := u.inspect("a", ".State.Status"); got != "running" {
 				m.t.Errorf("the container is %s", got)
 			}
+			r.awaitHandler("a", unix.SIGUSR1)
 			r.kill("CONT")
 			r.kill("TERM")
 			if got, said := r.end(); got != "5" {
@@ -258,6 +275,7 @@ func TestRun(t *testing.T) {
 			if got := n.property("StatusText"); got != "Container a runs" {
 				m.t.Errorf("the status is %q", got)
 			}
+			u.awaitHandler("a", unix.SIGUSR1)
 			u.podman("kill", "--signal=USR1", "a")
 			n.awaitState("failed")
 			n.assertEnded("failed", "exit-code", "7")
