@@ -39,7 +39,13 @@ func newTeller(how string) (*teller, error) {
 			return nil, usage("--notify=%s: %v", how, err)
 		}
 		t := &teller{client: client, plain: how == "socket"}
-		if err := t.probe(); err != nil {
+		err = t.probe()
+		// OpenRC removes its socket once the first start is ready, and has the variable set
+		// for every further one.
+		if t.plain && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)) {
+			return &teller{}, nil
+		}
+		if err != nil {
 			return nil, err
 		}
 		return t, nil
