@@ -79,11 +79,17 @@ func TestPage(t *testing.T) {
 
 func comparePage(t *testing.T, page string, cmd *cobra.Command) {
 	var flags []string
-	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
-		if f.Name != "help" {
-			flags = append(flags, "--"+f.Name)
-		}
-	})
+	all := []*cobra.Command{cmd}
+	if cmd.Name() != "completion" { // cobra's own
+		all = append(all, cmd.Commands()...)
+	}
+	for _, c := range all {
+		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if f.Name != "help" {
+				flags = append(flags, "--"+f.Name)
+			}
+		})
+	}
 	slices.Sort(flags)
 	section := readPage(t, page, "## "+cmd.Name())
 	if got := boldWords(definitions(section), "--[a-z-]+"); !slices.Equal(got, flags) {

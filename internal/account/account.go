@@ -32,6 +32,10 @@ func (a Account) RuntimeDir() string { return "/run/user/" + strconv.Itoa(a.UID)
 // Manager returns the name of the user's service manager, user@.service(5).
 func (a Account) Manager() string { return "user@" + strconv.Itoa(a.UID) + ".service" }
 
+// IsSystem reports whether the user is a system user. systemd-logind does not remove the
+// shared memory of system users, RemoveIPC= in logind.conf(5).
+func (a Account) IsSystem() bool { return a.UID <= 999 }
+
 var (
 	// ErrUnknown says that there is no such user.
 	ErrUnknown = errors.New("does not exist")
@@ -48,21 +52,28 @@ type NoIDsError struct {
 	User string
 	// Missing are the kinds that are missing, "user" and "group".
 	Missing []string
-	// Free is a range that no user has, in the form of usermod(8).
+	// Free is a range that no user has, in the form of usermod(8); "" if none is left.
 	Free string
 }
 
 func (e *NoIDsError) Error() string {
+	if e.Free == "" {
+		return fmt.Sprintf("user %q has no %d subordinate %s IDs, and no range of that size is free: remove one that nobody needs from /etc/subuid and /etc/subgid", e.User, RangeSize, strings.Join(e.Missing, " and "))
+	}
 	return fmt.Sprintf("user %q has no subordinate %s IDs; type: %s && systemctl daemon-reload", e.User, strings.Join(e.Missing, " and "), e.Remedy())
 }
 
 // Remedy returns the command that gives the user all missing IDs.
-func (e *NoIDsError) Remedy() string {
-	command := "usermod"
+func (e *NoIDsError) Remedy() string { return strings.Join(e.Usermod("add"), " ") }
+
+// Usermod returns the command line of usermod(8) that adds ("add") the missing IDs, or
+// takes them away again ("del").
+func (e *NoIDsError) Usermod(verb string) []string {
+	command := []string{"usermod"}
 	for _, kind := range e.Missing {
-		command += fmt.Sprintf(" --add-sub%cids %s", kind[0], e.Free)
+		command = append(command, fmt.Sprintf("--%s-sub%cids", verb, kind[0]), e.Free)
 	}
-	return command + " " + e.User
+	return append(command, e.User)
 }
 
 // Accounts looks users up and remembers the answers. The zero value reads the
@@ -140,26 +151,51 @@ func (a *Accounts) lookup(ctx context.Context, nameOrUID string) (Account, error
 		return Account{}, fmt.Errorf("user %q %w", nameOrUID, ErrRoot)
 	}
 	account := Account{Name: u.Name, UID: u.Uid, GID: u.Gid, Home: u.Home, Shell: u.Shell}
+	if lacks, err := a.Lacks(account, 1); err != nil {
+		return Account{}, err
+	} else if lacks != nil {
+		return account, lacks
+	}
+	return account, nil
+}
+
+// Lacks returns which kinds of subordinate IDs the user has less than least of, and nil
+// if none.
+func (a *Accounts) Lacks(account Account, least int64) (*NoIDsError, error) {
 	if a.subordinateIDsElsewhere() {
-		return account, nil
+		return nil, nil
 	}
-	missing := &NoIDsError{User: u.Name}
-	for _, f := range []struct{ file, kind string }{{"subuid", "user"}, {"subgid", "group"}} {
-		ranges, err := user.ParseSubIDFileFilter(filepath.Join(a.etc(), f.file), func(r user.SubID) bool {
-			return r.Count > 0 && isTheirs(r, u.Name, u.Uid)
-		})
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return Account{}, fmt.Errorf("user %q: read subordinate %s IDs: %w", u.Name, f.kind, err)
+	lacks := &NoIDsError{User: account.Name}
+	for _, kind := range []string{"user", "group"} {
+		ranges, err := a.Ranges(account, kind)
+		if err != nil {
+			return nil, fmt.Errorf("user %q: read subordinate %s IDs: %w", account.Name, kind, err)
 		}
-		if len(ranges) == 0 {
-			missing.Missing = append(missing.Missing, f.kind)
+		sum := int64(0)
+		for _, r := range ranges {
+			sum += r.Count
+		}
+		if sum < least {
+			lacks.Missing = append(lacks.Missing, kind)
 		}
 	}
-	if missing.Missing == nil {
-		return account, nil
+	if lacks.Missing == nil {
+		return nil, nil
 	}
-	missing.Free = a.FreeIDs(u.Uid)
-	return account, missing
+	lacks.Free = a.FreeIDs(account.UID)
+	return lacks, nil
+}
+
+// Ranges returns the user's subordinate IDs of a kind, "user" or "group", that are in
+// subuid or subgid.
+func (a *Accounts) Ranges(account Account, kind string) ([]user.SubID, error) {
+	ranges, err := user.ParseSubIDFileFilter(filepath.Join(a.etc(), "sub"+kind[:1]+"id"), func(r user.SubID) bool {
+		return r.Count > 0 && isTheirs(r, account.Name, account.UID)
+	})
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return ranges, err
 }
 
 // Names returns the names in passwd of the users who have subordinate IDs, sorted. They
@@ -187,29 +223,37 @@ func isTheirs(r user.SubID, name string, uid int) bool {
 	return r.Name == name || r.Name == strconv.Itoa(uid)
 }
 
-// FreeIDs returns a range of subordinate user and group IDs that no user has, in the
-// form of usermod(8). It is as large as the range that useradd(8) gives to a user. Two
-// users who both lack a range get different ones: each UID has a place of its own in the
-// IDs that systemd leaves to containers (https://systemd.io/UIDS-GIDS). If that place is
-// taken, the range is above all others.
+// RangeSize is the number of subordinate IDs that useradd(8) gives to a user.
+const RangeSize = 65536
+
+// FreeIDs returns a range of RangeSize subordinate user and group IDs that no user has, in
+// the form of usermod(8). Two users who both lack a range get different ones: each UID has
+// a place of its own in the IDs that systemd leaves to containers
+// (https://systemd.io/UIDS-GIDS). If that place is taken, the range is above all others,
+// else the first that is free. If none is, FreeIDs returns "".
 func (a *Accounts) FreeIDs(uid int) string {
-	const first, last, count = 524288, 1879048191, 65536
-	begin := first + int64(uid)%((last+1-first)/count)*count
-	above, taken := int64(first), false
+	const first, last = 524288, 1879048191
+	var all []user.SubID
 	for _, file := range []string{"subuid", "subgid"} {
-		ranges, err := user.ParseSubIDFile(filepath.Join(a.etc(), file))
-		if err != nil {
-			continue
-		}
-		for _, r := range ranges {
-			above = max(above, r.SubID+r.Count)
-			taken = taken || r.SubID < begin+count && begin < r.SubID+r.Count
+		if ranges, err := user.ParseSubIDFile(filepath.Join(a.etc(), file)); err == nil {
+			all = append(all, ranges...)
 		}
 	}
-	if taken {
-		begin = above
+	candidates := []int64{first + int64(uid)%((last+1-first)/RangeSize)*RangeSize, first, first}
+	for _, r := range all {
+		candidates[1] = max(candidates[1], r.SubID+r.Count)
+		candidates = append(candidates, r.SubID+r.Count)
 	}
-	return fmt.Sprintf("%d-%d", begin, begin+count-1)
+	slices.Sort(candidates[2:])
+	for _, begin := range candidates {
+		taken := begin < first || begin+RangeSize-1 > last || slices.ContainsFunc(all, func(r user.SubID) bool {
+			return r.SubID < begin+RangeSize && begin < r.SubID+r.Count
+		})
+		if !taken {
+			return fmt.Sprintf("%d-%d", begin, begin+RangeSize-1)
+		}
+	}
+	return ""
 }
 
 // SharesIDsWith returns the name of another user who has some of the account's

@@ -338,7 +338,7 @@ func (r *Reader) status(ctx context.Context, u *manager.Unit) status.Service {
 // readUser gathers the facts about the unit's user.
 func (r *Reader) readUser(ctx context.Context, u *UnitFacts) {
 	uid := strconv.Itoa(u.Account.UID)
-	u.Home = home(u.Account)
+	u.Home = HomeOf(u.Account)
 	config := u.Unit.Env("XDG_CONFIG_HOME")
 	if config == "" {
 		config = filepath.Join(u.Home.Path, ".config")
@@ -361,7 +361,7 @@ func (r *Reader) readUser(ctx context.Context, u *UnitFacts) {
 	if _, err := os.Lstat("/var/lib/systemd/linger/" + u.Account.Name); err == nil {
 		u.ManagerStays = true
 	} else {
-		u.LosesLocks = r.removesIPC() && u.Account.UID > systemUIDMax
+		u.LosesLocks = r.removesIPC() && !u.Account.IsSystem()
 	}
 	var st unix.Stat_t
 	dir := u.Account.RuntimeDir()
@@ -369,12 +369,8 @@ func (r *Reader) readUser(ctx context.Context, u *UnitFacts) {
 	u.Bus = unix.Lstat(dir+"/bus", &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK
 }
 
-// systemUIDMax is the highest UID of a system user. systemd-logind does not remove the
-// shared memory of system users, RemoveIPC= in logind.conf(5).
-const systemUIDMax = 999
-
-// home judges the user's home directory.
-func home(a account.Account) Home {
+// HomeOf judges the user's home directory.
+func HomeOf(a account.Account) Home {
 	if a.Home == "" {
 		return Home{Err: errors.New("the user has no home directory")}
 	}

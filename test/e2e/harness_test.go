@@ -8,6 +8,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -391,6 +392,14 @@ var userNumber atomic.Int32
 type user struct {
 	machine
 	name, uid string
+	homeDir   string // /home/NAME if empty
+}
+
+// existingUser is a user whom something else has made.
+func (m machine) existingUser(name string) user {
+	m.t.Helper()
+	fields := strings.Split(m.run("getent", "passwd", name), ":")
+	return user{machine: m, name: name, uid: fields[2], homeDir: fields[5]}
 }
 
 // imageName is the image that every user has.
@@ -437,7 +446,7 @@ func (m machine) userWithoutImage() user {
 }
 
 func (u user) runtimeDir() string { return "/run/user/" + u.uid }
-func (u user) home() string       { return "/home/" + u.name }
+func (u user) home() string       { return cmp.Or(u.homeDir, "/home/"+u.name) }
 
 // as returns the command line that runs a command as the user, outside of any
 // session and unit.
