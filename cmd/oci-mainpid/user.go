@@ -105,7 +105,7 @@ func addUser(ctx context.Context, name, home string) (u addedUser, err error) {
 	case os.Geteuid() != 0:
 		return u, errors.New("must be run as root, who may make users")
 	case !userName.MatchString(name):
-		return u, usageError(fmt.Errorf("%q is no name for a user: take small letters, digits, - and _, at most 31, and a letter first, such as web", name))
+		return u, usageError(fmt.Errorf("%q is no name for a user: take small letters, digits, - and _, at most 31, and a letter or _ first, such as web", name))
 	case home != "" && !homePath.MatchString(home):
 		return u, usageError(fmt.Errorf("--home=%s: must be an absolute path of letters, digits and . _ + @ -, such as /srv/%s", home, name))
 	}

@@ -3,6 +3,7 @@
 package account
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,15 +64,22 @@ func (e *NoIDsError) Error() string {
 	return fmt.Sprintf("user %q has no subordinate %s IDs; type: %s && systemctl daemon-reload", e.User, strings.Join(e.Missing, " and "), e.Remedy())
 }
 
-// Remedy returns the command that gives the user all missing IDs.
-func (e *NoIDsError) Remedy() string { return strings.Join(e.Usermod("add"), " ") }
+// Remedy returns the command that gives the user all missing IDs, and what to do before
+// it if no range is left.
+func (e *NoIDsError) Remedy() string {
+	command := strings.Join(e.Usermod("add"), " ")
+	if e.Free == "" {
+		return "remove a range that nobody needs from /etc/subuid and /etc/subgid, then: " + command
+	}
+	return command
+}
 
 // Usermod returns the command line of usermod(8) that adds ("add") the missing IDs, or
 // takes them away again ("del").
 func (e *NoIDsError) Usermod(verb string) []string {
 	command := []string{"usermod"}
 	for _, kind := range e.Missing {
-		command = append(command, fmt.Sprintf("--%s-sub%cids", verb, kind[0]), e.Free)
+		command = append(command, fmt.Sprintf("--%s-sub%cids", verb, kind[0]), cmp.Or(e.Free, "FIRST-LAST"))
 	}
 	return append(command, e.User)
 }

@@ -144,6 +144,17 @@ func TestFreeIDs(t *testing.T) {
 	}
 }
 
+func TestRemedy(t *testing.T) {
+	for free, want := range map[string]string{
+		"524288-589823": "usermod --add-subuids 524288-589823 --add-subgids 524288-589823 web",
+		"":              "remove a range that nobody needs from /etc/subuid and /etc/subgid, then: usermod --add-subuids FIRST-LAST --add-subgids FIRST-LAST web",
+	} {
+		if got := (&NoIDsError{User: "web", Missing: []string{"user", "group"}, Free: free}).Remedy(); got != want {
+			t.Errorf("free %q: %s", free, got)
+		}
+	}
+}
+
 func TestSharesIDsWith(t *testing.T) {
 	etc := t.TempDir()
 	write(t, etc+"/subuid", "web:100000:65536\n1000:300000:10\ndb:165536:65536\n")

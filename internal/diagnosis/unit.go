@@ -33,7 +33,7 @@ type UnitFacts struct {
 	AccountErr error
 	Home       Home
 	// SharedIDs is the name of another user who has some of the same subordinate IDs.
-	// FreeIDs is a range that no user has.
+	// FreeIDs is a range that no user has, "" if none is left.
 	SharedIDs, FreeIDs string
 
 	// UserManager is the user's user@UID.service, nil if systemd does not know it.
@@ -158,7 +158,7 @@ func (u UnitFacts) account(p *points) {
 		return
 	case u.SharedIDs != "":
 		p.warn(what, fmt.Sprintf("%s shares subordinate IDs with %s: the containers of each can change the files of the other's", u.Account.Name, u.SharedIDs),
-			fmt.Sprintf("usermod --add-subuids %s --add-subgids %[1]s %s, remove the old ranges with --del-subuids and --del-subgids; as the user: podman system migrate", u.FreeIDs, name))
+			fmt.Sprintf("usermod --add-subuids %s --add-subgids %[1]s %s, remove the old ranges with --del-subuids and --del-subgids; as the user: podman system migrate", cmp.Or(u.FreeIDs, "FIRST-LAST"), name))
 	default:
 		p.ok(what, fmt.Sprintf("%s (UID %d), has subordinate IDs", u.Account.Name, u.Account.UID))
 	}

@@ -245,8 +245,9 @@ var dealt = struct {
 	cases map[string]int
 }{cases: map[string]int{}}
 
-// share is subtest for one of many cases of a test, of which each is for one stack: they
-// are dealt out in turn, and so that of two kinds in turn each stack gets both.
+// share is subtest for a case of which one stack is enough, where a test has many: they
+// are dealt out to the stacks. Each round begins with the next stack. So with crun and
+// runc in turn, each stack gets both.
 func (m machine) share(name string, test func(m machine)) {
 	m.t.Helper()
 	dealt.Lock()
