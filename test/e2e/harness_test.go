@@ -453,7 +453,7 @@ func (u user) home() string       { return cmp.Or(u.homeDir, "/home/"+u.name) }
 // session and unit.
 func (u user) as(args ...string) []string {
 	return append([]string{
-		"setpriv", "--reuid=" + u.uid, "--regid=" + u.uid, "--init-groups",
+		"setpriv", "--reuid=" + u.uid, "--regid=" + u.name, "--init-groups",
 		"env", "--chdir=/", "HOME=" + u.home(), "USER=" + u.name, "XDG_RUNTIME_DIR=" + u.runtimeDir(),
 	}, args...)
 }

@@ -154,9 +154,9 @@ func TestUserAdd(t *testing.T) {
 			added(m, "added6", "subordinate IDs")
 		})
 		m.subtestIn(onFirst, "errors", func(m machine) {
-			m.run("groupadd", "addedgroup")
-			defer m.run("groupdel", "addedgroup")
 			ordinary := m.userWithoutImage()
+			m.run("groupadd", "--system", "addedgroup")
+			defer m.run("groupdel", "addedgroup")
 			m.run("mkdir", "-p", "/var/tmp/theirs")
 			m.run("chown", ordinary.name, "/var/tmp/theirs")
 			before := m.run("sh", "-c", "cat /etc/passwd /etc/group /etc/subuid; ls /etc/sysusers.d /etc/tmpfiles.d")
