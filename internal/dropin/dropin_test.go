@@ -191,6 +191,7 @@ func FuzzDropin(f *testing.F) {
 func FuzzParseOrigin(f *testing.F) {
 	f.Add("# Made by oci-mainpid generate: format=3 user=web uid=1000 Cgroup=mixed source=/x")
 	f.Add("# Made by oci-mainpid-generator from /x\n")
+	f.Add("# Made by oci-mainpid generate: format=3 user=w\x00")
 	f.Fuzz(func(t *testing.T, line string) {
 		o, err := ParseOrigin([]byte(line))
 		if err != nil || !o.Current() || o.User == "" {

@@ -94,6 +94,9 @@ func ParseOrigin(text []byte) (Origin, error) {
 
 func (o *Origin) parse(record string) error {
 	words, err := unitfile.SplitWords(record)
+	if strings.ContainsRune(record, 0) {
+		err = errors.New("has a NUL") // which no word can be quoted with
+	}
 	if err != nil {
 		return fmt.Errorf("record %q: %w", unitfile.Clip(record), err)
 	}
