@@ -13,7 +13,9 @@ import (
 )
 
 // reloads reports whether systemctl reload replaces the unit's container.
-func (d *deriver) reloads() bool { return d.Options.Reload == dropin.Beside }
+func (d *deriver) reloads() bool {
+	return d.Options.Reload == dropin.Beside || d.Options.Reload == dropin.Swap
+}
 
 // checkReload fails for a unit whose container cannot be replaced while it runs.
 func (d *deriver) checkReload() error {
@@ -56,6 +58,9 @@ func (d *deriver) cannotReload() error {
 	if _, ok := p.Last("pod"); ok {
 		return errors.New("the container is in a pod, whose containers cannot be exchanged; remove Pod=")
 	}
+	if d.Options.Reload == dropin.Swap {
+		return nil
+	}
 	return d.cannotBeTwice()
 }
 
@@ -64,12 +69,12 @@ func (d *deriver) cannotBeTwice() error {
 	p := d.main
 	for _, option := range []string{"publish", "p", "publish-all", "P"} {
 		if value, ok := p.Last(option); ok && !(option == "publish-all" && podmancmd.IsFalse(value)) {
-			return fmt.Errorf("two containers cannot have the published port %s; let a socket unit listen, see systemd.socket(5)", value)
+			return fmt.Errorf("two containers cannot have the published port %s; write Reload=swap, or let a socket unit listen (systemd.socket(5))", value)
 		}
 	}
 	for _, option := range []string{"ip", "ip6", "mac-address"} {
 		if value, ok := p.Last(option); ok {
-			return fmt.Errorf("two containers cannot have the address --%s=%s; remove it", option, value)
+			return fmt.Errorf("two containers cannot have the address --%s=%s; write Reload=swap", option, value)
 		}
 	}
 	for _, option := range []string{"network", "net"} {
@@ -79,7 +84,7 @@ func (d *deriver) cannotBeTwice() error {
 				key, value, _ := strings.Cut(o, "=")
 				switch key {
 				case "ip", "ip6", "mac":
-					return fmt.Errorf("two containers cannot have the address %s=%s; remove it from Network=", key, value)
+					return fmt.Errorf("two containers cannot have the address %s=%s; write Reload=swap", key, value)
 				}
 			}
 		}
@@ -95,7 +100,10 @@ func (d *deriver) replacement(serviceType string) dropin.Replacement {
 		panic(err) // it was parsed before it was rewritten
 	}
 	c := commands[0]
-	r := dropin.Replacement{Start: line[c.Path.Start:c.End()], Sockets: len(d.sockets) > 0, Timeout: d.reloadTimeout()}
+	r := dropin.Replacement{
+		Start: line[c.Path.Start:c.End()], Swap: d.Options.Reload == dropin.Swap,
+		Sockets: len(d.sockets) > 0, Timeout: d.reloadTimeout(),
+	}
 	if strings.Contains(c.Prefix, ":") {
 		r.Prefix = ":"
 	}

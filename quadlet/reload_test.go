@@ -11,6 +11,11 @@ import (
 // deriveReload derives what web.service, or a template, gets with Reload=beside.
 func deriveReload(t *testing.T, service, text string, sockets ...string) (*Decision, error) {
 	t.Helper()
+	return deriveReloadAs(t, dropin.Beside, service, text, sockets...)
+}
+
+func deriveReloadAs(t *testing.T, how dropin.Reload, service, text string, sockets ...string) (*Decision, error) {
+	t.Helper()
 	unit, err := unitfile.Parse([]byte("[Service]\n" + text))
 	if err != nil {
 		t.Fatal(err)
@@ -19,7 +24,7 @@ func deriveReload(t *testing.T, service, text string, sockets ...string) (*Decis
 	p.machine.systemdVersion, p.machine.sockets = 257, Sockets{service: sockets}
 	d := &Decision{
 		Service: service, Source: "/etc/systemd/system/" + service, Account: web,
-		Options: dropin.Options{Reload: dropin.Beside}.WithDefaults(), maker: dropin.Generate,
+		Options: dropin.Options{Reload: how}.WithDefaults(), maker: dropin.Generate,
 	}
 	return d, p.derive(d, unit, false)
 }
@@ -30,11 +35,17 @@ func TestDeriveReload(t *testing.T) {
 		sockets          []string
 	}{
 		{"reload", "web.service", "Type=notify\nNotifyAccess=all\n" + detached, nil},
+		{"swap", "web.service", "Type=notify\nNotifyAccess=all\nExecStart=/usr/bin/podman run -d --rm --name web --publish 80:80 localhost/web\nExecStop=/usr/bin/podman rm -f -i web\n", []string{"web.socket"}},
+		{"swap of a template", "web@.service", "Type=notify\nNotifyAccess=all\nExecStart=/usr/bin/podman run -d --name web-%i --ip=10.0.0.2 localhost/web\nExecStop=/usr/bin/podman rm -f -i web-%i\n", nil},
 		{"reload of a template", "web@.service", "Type=notify\nNotifyAccess=all\nTimeoutStartSec=3min\nExecStart=:/usr/bin/podman run -d --name web-%i --cidfile=%t/%N.cid localhost/web\nExecStop=/usr/bin/podman rm -f -i --cidfile=%t/%N.cid\n", nil},
 		{"reload with sockets", "web.service", "Type=notify\nNotifyAccess=all\nExecStart=/usr/bin/podman run -d --name web --sdnotify=healthy --health-cmd=true localhost/web\nExecStopPost=podman rm -f -i web\n", []string{"web.socket"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d, err := deriveReload(t, c.unit, c.text, c.sockets...)
+			how := dropin.Beside
+			if strings.HasPrefix(c.name, "swap") {
+				how = dropin.Swap
+			}
+			d, err := deriveReloadAs(t, how, c.unit, c.text, c.sockets...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -62,15 +73,19 @@ func TestReloadRefused(t *testing.T) {
 		{"another argv[0]", "ExecStart=@podman p run -d --name web localhost/web\n", "prefix @"},
 		{"no name", "Type=notify\nExecStart=podman run -d localhost/web\n", "--name=NAME"},
 		{"little time", strings.Replace(run(""), "ExecStop", "TimeoutStartSec=20\nExecStop", 1), "TimeoutStartSec=20s is too short"},
-		{"a published port", run("-p 80:80"), "published port 80:80; let a socket unit listen"},
+		{"a published port", run("-p 80:80"), "published port 80:80; write Reload=swap, or let a socket unit listen"},
 		{"all ports", run("--publish-all"), "let a socket unit listen"},
-		{"a fixed address", run("--ip=10.0.0.2"), "--ip=10.0.0.2"},
+		{"a fixed address", run("--ip=10.0.0.2"), "--ip=10.0.0.2; write Reload=swap"},
 		{"a fixed address of a network", run("--network=front:alias=a,ip=10.0.0.2"), "ip=10.0.0.2"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := deriveReload(t, "web.service", c.text)
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "Reload=beside: ") {
 				t.Errorf("got %v, want %q", err, c.want)
+			}
+			twice := strings.Contains(c.want, "listen") || strings.Contains(c.want, "10.0.0.2")
+			if _, err := deriveReloadAs(t, dropin.Swap, "web.service", c.text); (err == nil) != twice || err != nil && !strings.HasPrefix(err.Error(), "Reload=swap: ") {
+				t.Errorf("swap: %v", err)
 			}
 		})
 	}

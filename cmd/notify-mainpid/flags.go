@@ -18,7 +18,8 @@ import (
 const usage = `Usage: notify-mainpid --user=NAME|UID [flags] MAINPIDFILE RESULTFILE
        notify-mainpid --prepare [--user=NAME|UID] [flags] MAINPIDFILE RESULTFILE
        notify-mainpid --forget [flags] MAINPIDFILE RESULTFILE
-       notify-mainpid --reload [--prepare] --user=NAME|UID [flags] MAINPIDFILE RESULTFILE
+       notify-mainpid --reload [--prepare [--stand-in=TIME]] --user=NAME|UID [flags]
+                      MAINPIDFILE RESULTFILE
        notify-mainpid --version
 
 Waits for the PID that oci-mainpid-hook writes into MAINPIDFILE, verifies that
@@ -43,6 +44,9 @@ and writes what became of it into RESULTFILE.
   --reload          another container takes the place of the one that runs: with
                     --prepare make the file "next" beside MAINPIDFILE; without
                     it take the PID from there, and do nothing if it is empty
+  --stand-in=TIME   with --reload --prepare: write the main process of before into
+                    "next", and make a process of the user's the main process,
+                    which does nothing, and ends after TIME
   --help            print this
   --version         print the version
 
@@ -59,8 +63,9 @@ type config struct {
 	require     conmonbridge.Requirement
 	executables []string
 	unit        string
-	action      string // "", "prepare", "forget" or "version"
+	action      string // "", "prepare", "forget", "stand in" or "version"
 	reload      bool   // of a reload, not of a start or stop
+	standIn     time.Duration
 
 	mainPIDFile, resultFile string
 
@@ -101,6 +106,7 @@ func parse(args []string) (config, error) {
 	prepare := set.Bool("prepare", false, "")
 	forget := set.Bool("forget", false, "")
 	set.BoolVar(&c.reload, "reload", false, "")
+	set.DurationVar(&c.standIn, "stand-in", 0, "")
 	printVersion := set.Bool("version", false, "")
 	err := set.Parse(args)
 	if c.log.Unit = c.unit; c.unit != "" {
@@ -113,6 +119,9 @@ func parse(args []string) (config, error) {
 	case *printVersion:
 		c.action = "version"
 		return c, nil
+	case c.standIn > 0 && !c.reload:
+		c.action = "stand in"
+		return c, nil
 	case set.NArg() != 2:
 		err = fmt.Errorf("%d arguments, not MAINPIDFILE and RESULTFILE", set.NArg())
 	case *prepare && *forget:
@@ -121,6 +130,8 @@ func parse(args []string) (config, error) {
 		err = errors.New("--reload and --forget exclude each other")
 	case c.reload && *prepare && c.user == "":
 		err = errors.New("--user is missing")
+	case c.standIn != 0 && (!*prepare || c.standIn < 0):
+		err = errors.New("--stand-in is for --reload --prepare, with a time")
 	case *prepare:
 		c.action = "prepare"
 	case *forget:

@@ -60,7 +60,7 @@ func confineSelf() error {
 
 // run does what the command line says.
 func run(c config) error {
-	if c.action != "" {
+	if c.action != "" && c.standIn == 0 {
 		// Finish: that takes a millisecond.
 		signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
 	}
@@ -77,14 +77,15 @@ func run(c config) error {
 			}
 		}
 		if c.reload {
-			c.log.Step("making %s, of UID %d", handover.NextFile(c.mainPIDFile), owner)
-			return handover.PrepareReload(c.mainPIDFile, c.resultFile, owner)
+			return prepareReload(c, owner)
 		}
 		if err := endLeftOver(c); err != nil {
 			return err
 		}
 		c.log.Step("making %s, of UID %d, and %s", c.mainPIDFile, owner, c.resultFile)
 		return handover.Prepare(c.mainPIDFile, c.resultFile, owner)
+	case "stand in":
+		standIn(c.standIn)
 	case "forget":
 		c.log.Step("removing %s and %s", c.mainPIDFile, c.resultFile)
 		// The record stays where something is left, for the next start.

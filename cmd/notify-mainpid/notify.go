@@ -37,19 +37,10 @@ func notify(c config, files *handover.Handover, record func(handover.Record) err
 	if err != nil {
 		return err
 	}
-	manager, err := sdnotify.FromEnvironment()
-	if err == nil && manager.Address().IsVsock() {
-		// That manager is on another machine, and cannot be told of a process here.
-		err = fmt.Errorf("NOTIFY_SOCKET=%s: %w", manager.Address(), sdnotify.ErrAddress)
-	}
-	if err != nil {
-		return failure{exitManager, fmt.Errorf("%w (systemd sets it for the commands of a unit that has NotifyAccess=)", err)}
-	}
 	invocation := os.Getenv("INVOCATION_ID")
-	if c.unit != "" {
-		if err := checkEnvironment(c.unit, invocation); err != nil {
-			return err
-		}
+	manager, err := c.manager(invocation)
+	if err != nil {
+		return err
 	}
 	if invocation == "" && c.require != conmonbridge.RequireUser {
 		return errors.New("INVOCATION_ID is not set, as systemd does for the commands of a unit: nothing tells this start of the unit from another one")
@@ -73,6 +64,22 @@ func notify(c config, files *handover.Handover, record func(handover.Record) err
 		return c.ended(manager, pid)
 	}
 	return err
+}
+
+// manager returns who is to be told, once the environment is known to be systemd's.
+func (c config) manager(invocation string) (*sdnotify.Client, error) {
+	manager, err := sdnotify.FromEnvironment()
+	if err == nil && manager.Address().IsVsock() {
+		// That manager is on another machine, and cannot be told of a process here.
+		err = fmt.Errorf("NOTIFY_SOCKET=%s: %w", manager.Address(), sdnotify.ErrAddress)
+	}
+	if err != nil {
+		return nil, failure{exitManager, fmt.Errorf("%w (systemd sets it for the commands of a unit that has NotifyAccess=)", err)}
+	}
+	if c.unit != "" {
+		err = checkEnvironment(c.unit, invocation)
+	}
+	return manager, err
 }
 
 // take verifies the process and tells systemd that it is the main process.
@@ -101,21 +108,13 @@ func (c config) take(manager *sdnotify.Client, record func(handover.Record) erro
 		}
 	}
 
-	assignments, err := sdnotify.MainPID(claim.PIDFD(), pid)
-	if err != nil {
-		return fmt.Errorf("process %d: %w", pid, err)
+	var more []sdnotify.Assignment
+	if c.reload {
+		// The container before may have said STOPPING=1, for which systemd would stop
+		// the unit at the end of the reload.
+		more = append(more, sdnotify.Ready())
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), managerTimeout)
-	defer cancel()
-	start := time.Now()
-	if err := manager.Send(ctx, assignments...); err != nil {
-		return failure{exitManager, err}
-	}
-	if err := manager.Barrier(ctx); err != nil {
-		return failure{exitManager, err}
-	}
-	c.log.Step("systemd answered after %v", time.Since(start).Round(time.Microsecond))
-	if err := claim.Alive(); err != nil {
+	if err := c.tell(manager, claim, more...); err != nil {
 		return err
 	}
 	if c.require != conmonbridge.RequireUser {
@@ -132,6 +131,26 @@ func (c config) take(manager *sdnotify.Client, record func(handover.Record) erro
 	}
 	c.log.Say(message.MainProcess, c.about()+name+" is the main process", nil)
 	return nil
+}
+
+// tell tells systemd that the process is the main process, and more, and returns when
+// systemd has handled that. The process has not ended by then.
+func (c config) tell(manager *sdnotify.Client, claim *conmonbridge.Claim, more ...sdnotify.Assignment) error {
+	assignments, err := sdnotify.MainPID(claim.PIDFD(), claim.PID)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", claim.PID, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), managerTimeout)
+	defer cancel()
+	start := time.Now()
+	if err := manager.Send(ctx, append(assignments, more...)...); err != nil {
+		return failure{exitManager, err}
+	}
+	if err := manager.Barrier(ctx); err != nil {
+		return failure{exitManager, err}
+	}
+	c.log.Step("systemd answered after %v", time.Since(start).Round(time.Microsecond))
+	return claim.Alive()
 }
 
 // verified logs that the process passed all checks, and returns what to call it.

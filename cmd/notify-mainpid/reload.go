@@ -2,12 +2,31 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 
 	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/leftover"
 )
+
+// prepareReload makes the files of a reload. With --stand-in they have the main process
+// of before, and another one stands in for it.
+func prepareReload(c config, uid int) error {
+	before := handover.Record{}
+	if c.standIn != 0 {
+		var err error
+		if before, err = handover.RecordBeside(c.resultFile); err != nil {
+			return fmt.Errorf("record of the start: %w", err)
+		}
+	}
+	c.log.Step("making %s, of UID %d", handover.NextFile(c.mainPIDFile), uid)
+	err := handover.PrepareReload(c.mainPIDFile, c.resultFile, uid, before.Conmon)
+	if err == nil && c.standIn != 0 {
+		err = c.makeStandIn(uid)
+	}
+	return err
+}
 
 // reload makes the conmon of the new container the main process, if the user has
 // written its PID: the new container is ready. If not, reload does nothing. What came

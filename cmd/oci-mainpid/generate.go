@@ -135,7 +135,7 @@ is written.`,
 	flags.Func("ready", "the unit is ready when each `TARGET` of the systemd in the container is active", func(value string) error {
 		return g.options.Set("Ready", value)
 	})
-	flags.Func("reload", "what systemctl reload does: `HOW` is no (the default) or beside, which puts another container in the place of the one that runs", func(value string) error {
+	flags.Func("reload", "what systemctl reload does: `HOW` is no (the default), or it puts another container in the place of the one that runs: beside, while that serves, or swap, after that has ended", func(value string) error {
 		return g.options.Set("Reload", value)
 	})
 	flags.BoolVar(&g.dryRun, "dry-run", false, "print the drop-ins, write nothing")
@@ -144,7 +144,7 @@ is written.`,
 	flags.BoolVar(&g.removes, "remove", false, "stop the units, and remove what was written for them")
 	flags.IntVar(&g.systemdVersion, "systemd-version", 0, "write for systemd `VERSION` rather than the one that is installed")
 	mustRegister(cmd, "cgroup", string(dropin.Mixed), string(dropin.Service), string(dropin.User))
-	mustRegister(cmd, "reload", string(dropin.NoReload), string(dropin.Beside))
+	mustRegister(cmd, "reload", string(dropin.NoReload), string(dropin.Beside), string(dropin.Swap))
 	mustRegister(cmd, "systemd-version")
 	mustRegister(cmd, "ready", "multi-user.target", "graphical.target")
 	mustRegisterFunc(cmd, "user", func() []string { return g.planner.Accounts.Names() })

@@ -25,7 +25,7 @@ func replaceCommand() *cobra.Command {
 		Short:  "Put another container in the place of a unit's",
 		Hidden: true,
 		RunE: func(*cobra.Command, []string) error {
-			return usageError(errors.New("neither start, finish nor stop given"))
+			return usageError(errors.New("neither start, back, finish nor stop given"))
 		},
 	}
 	var start replace.Options
@@ -57,7 +57,13 @@ func replaceCommand() *cobra.Command {
 	starting.Flags().StringVar(&start.NextFile, "next", "", "the file for the PID of the new conmon")
 	starting.Flags().BoolVar(&start.Notify, "notify", false, "wait for READY=1 of the new container")
 	starting.Flags().BoolVar(&start.Sockets, "sockets", false, "give the new container the sockets of the old one")
+	starting.Flags().BoolVar(&start.Swap, "swap", false, "end the old container first")
 	starting.Flags().DurationVar(&timeout, "timeout", timeout, "how long the new container may take")
+	next := ""
+	returning := action("back", "Start the old container again if the new one is not ready", cobra.NoArgs, func(ctx context.Context, r *reload, _ []string) error {
+		return r.failed("not reloaded", r.unit.Back(ctx, next))
+	})
+	returning.Flags().StringVar(&next, "next", "", "the file for the PID of the conmon")
 	finishing := action("finish", "Remove the container that is not the main process's", cobra.NoArgs, func(ctx context.Context, r *reload, _ []string) error {
 		container, err := r.unit.Finish(ctx, last)
 		if err == nil && container != "" {
@@ -70,7 +76,7 @@ func replaceCommand() *cobra.Command {
 	stopping := action("stop", "Remove both containers if a reload was cut off", cobra.NoArgs, func(ctx context.Context, r *reload, _ []string) error {
 		return r.failed("a reload that was cut off has left a container", r.unit.Stop(ctx))
 	})
-	cmd.AddCommand(starting, finishing, stopping)
+	cmd.AddCommand(starting, returning, finishing, stopping)
 	return cmd
 }
 

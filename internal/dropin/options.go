@@ -42,6 +42,8 @@ const (
 	NoReload Reload = "no"
 	// Beside: the new container starts while the old one serves.
 	Beside Reload = "beside"
+	// Swap: the new container starts after the old one has ended.
+	Swap Reload = "swap"
 )
 
 // option is a key of Options.
@@ -95,11 +97,11 @@ var options = []option{
 		name: "Reload",
 		set: func(o *Options, value string) error {
 			switch r := Reload(value); r {
-			case "", NoReload, Beside:
+			case "", NoReload, Beside, Swap:
 				o.Reload = r
 				return nil
 			}
-			return fmt.Errorf("Reload=%.40s is none of no, beside", value)
+			return fmt.Errorf("Reload=%.40s is none of no, beside, swap", value)
 		},
 		get: func(o Options) string { return string(o.Reload) },
 	},

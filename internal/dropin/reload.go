@@ -14,6 +14,8 @@ type Replacement struct {
 	// Start is the command line of podman, as the unit has it, with systemd's
 	// specifiers and variables. Prefix is ":" if systemd is to replace no variables.
 	Start, Prefix string
+	// Swap: the old container ends before the new one starts.
+	Swap bool
 	// Notify: the new container is ready with READY=1, rather than when podman has
 	// started it.
 	Notify bool
@@ -41,9 +43,21 @@ func (d *Dropin) Replace(a account.Account, p Programs, r Replacement) {
 	if r.Sockets {
 		start += " --sockets"
 	}
-	d.Set("ExecReload", helper+" --prepare"+operands)
-	d.Set("ExecReload", start+" -- "+r.Start)
-	d.Set("ExecReload", "-"+helper+" --timeout=5s"+operands)
+	verify := "-" + helper + " --timeout=5s" + operands
+	if r.Swap {
+		// The process that stands in for the container outlives the next two lines,
+		// which take TimeoutStartSec= each at most.
+		standIn := 3*r.Timeout + time.Minute
+		d.Set("ExecReload", "-"+helper+" --prepare --stand-in="+standIn.String()+operands)
+		d.Set("ExecReload", start+" --swap -- "+r.Start)
+		d.Set("ExecReload", "-"+replace("back")+" --next="+quote(handover.NextFile(mainPIDFile)))
+		// The first one may be killed.
+		d.Set("ExecReload", verify)
+	} else {
+		d.Set("ExecReload", helper+" --prepare"+operands)
+		d.Set("ExecReload", start+" -- "+r.Start)
+	}
+	d.Set("ExecReload", verify)
 	// The first one may be killed.
 	d.Set("ExecReload", "-"+replace("finish"))
 	d.Set("ExecReload", replace("finish")+" --last")

@@ -20,10 +20,14 @@ func NextFile(mainPIDFile string) string {
 
 func nextRecordFile(resultFile string) string { return recordFile(resultFile) + ".next" }
 
-// PrepareReload makes what a reload needs: an empty file at NextFile, which belongs to
-// owner, a UID, and room for the new record. The files of the start stay as they are.
-func PrepareReload(mainPIDFile, resultFile string, owner int) error {
+// PrepareReload makes what a reload needs: a file at NextFile, which belongs to owner, a
+// UID, and room for the new record. The file has the PID conmon, or is empty if that is
+// 0. The files of the start stay as they are.
+func PrepareReload(mainPIDFile, resultFile string, owner, conmon int) error {
 	err := makeFile(NextFile(mainPIDFile), 0o600, owner)
+	if err == nil && conmon != 0 {
+		err = writePID(NextFile(mainPIDFile), conmon)
+	}
 	if err == nil {
 		err = makeFile(nextRecordFile(resultFile), 0o600, os.Geteuid())
 	}
@@ -31,6 +35,15 @@ func PrepareReload(mainPIDFile, resultFile string, owner int) error {
 		forgetReload(mainPIDFile, resultFile)
 	}
 	return err
+}
+
+func writePID(path string, pid int) error {
+	f, err := openIn(path, unix.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return WriteMainPID(f, pid)
 }
 
 // forgetReload removes what PrepareReload made.

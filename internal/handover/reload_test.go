@@ -36,7 +36,7 @@ func TestReloadFiles(t *testing.T) {
 		return r.Conmon
 	}
 	for _, commit := range []bool{false, true} {
-		if err := PrepareReload(mainPIDFile, resultFile, os.Getuid()); err != nil {
+		if err := PrepareReload(mainPIDFile, resultFile, os.Getuid(), 0); err != nil {
 			t.Fatal(err)
 		}
 		r, err := OpenReload(mainPIDFile, resultFile)
@@ -65,7 +65,7 @@ func TestReloadFiles(t *testing.T) {
 	if b, _ := os.ReadFile(mainPIDFile); string(b) != "200\n" {
 		t.Errorf("the mainpid file has %q", b)
 	}
-	if err := PrepareReload(mainPIDFile, resultFile, os.Getuid()); err != nil {
+	if err := PrepareReload(mainPIDFile, resultFile, os.Getuid(), 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := Forget(mainPIDFile, resultFile); err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/proc"
+	"oci-mainpid-hook/internal/regular"
 	"oci-mainpid-hook/sdnotify"
 )
 
@@ -28,15 +29,14 @@ type command struct {
 	tail    *tail
 	mainPID string // the file that the hook writes conmon's PID into
 
-	notify  *net.UnixConn // nil unless the container is ready with READY=1
-	socket  string        // path of notify
-	group   *os.File      // the control group that podman starts in
-	sockets []*os.File
+	notify *net.UnixConn // nil unless the container is ready with READY=1
+	socket string        // path of notify
+	group  *os.File      // the control group that podman starts in
 }
 
-// command prepares podman's command.
-func (u *Unit) command(ctx context.Context, o Options) (c *command, err error) {
-	c = &command{unit: u, tail: &tail{w: u.Stderr}, mainPID: filepath.Join(u.dir, "mainpid")}
+// command prepares podman's command, which gets the sockets.
+func (u *Unit) command(ctx context.Context, o Options, held sockets) (c *command, err error) {
+	c = &command{unit: u, tail: &tail{w: u.Stderr}, mainPID: u.mainPIDPath()}
 	defer func() {
 		if err != nil {
 			c.close()
@@ -56,22 +56,20 @@ func (u *Unit) command(ctx context.Context, o Options) (c *command, err error) {
 		}
 		set["NOTIFY_SOCKET"] = c.socket
 	}
-	if o.Sockets {
-		names, err := c.takeSockets(u.MainPID)
-		if err != nil {
-			return nil, err
-		}
-		set["LISTEN_FDS"], set["LISTEN_FDNAMES"] = strconv.Itoa(len(c.sockets)), names
+	if len(held.files) > 0 {
+		set["LISTEN_FDS"], set["LISTEN_FDNAMES"] = strconv.Itoa(len(held.files)), held.names
 		// It is the PID of the process that becomes podman.
 		args = append([]string{"/bin/sh", "-c", `export LISTEN_PID=$$; exec "$@"`, "sh"}, args...)
 	}
 	c.cmd = exec.CommandContext(ctx, args[0], args[1:]...)
 	c.cmd.Cancel = func() error { return c.cmd.Process.Signal(unix.SIGTERM) }
 	c.cmd.WaitDelay = undoTimeout / 2
-	c.cmd.Stderr, c.cmd.ExtraFiles = c.tail, c.sockets
+	c.cmd.Stderr, c.cmd.ExtraFiles = c.tail, held.files
 	c.cmd.Env = environment(os.Environ(), set, unset)
 	return c, c.enterGroup()
 }
+
+func (u *Unit) mainPIDPath() string { return filepath.Join(u.dir, "mainpid") }
 
 // environment returns the variables with changes.
 func environment(all []string, set map[string]string, unset []string) (changed []string) {
@@ -137,20 +135,22 @@ func removeGroups(unit string) {
 	}
 }
 
-// run starts podman, waits until the new container is ready, and returns its conmon.
-func (c *command) run(ctx context.Context) (conmon int, err error) {
+// run starts podman, and returns the conmon of the new container.
+func (c *command) run() (conmon int, err error) {
 	if err := c.cmd.Run(); err != nil {
 		return 0, c.tail.explain(err)
 	}
-	text, err := os.ReadFile(c.mainPID)
-	if err != nil {
-		return 0, err
+	if conmon = claimed(c.mainPID); conmon == 0 {
+		err = errors.New("no hook has told the PID of the new container's conmon: type oci-mainpid check " + c.unit.Name)
 	}
-	conmon, err = strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return 0, errors.New("no hook has told the PID of the new container's conmon: type oci-mainpid check " + c.unit.Name)
-	}
-	return conmon, c.awaitReady(ctx, conmon)
+	return conmon, err
+}
+
+// claimed returns the PID in a file, 0 if there is none.
+func claimed(path string) int {
+	text, _ := regular.Read(path, 100)
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return max(pid, 0)
 }
 
 // steady is how long a container that says nothing must run until it counts as ready.
@@ -182,8 +182,7 @@ func (c *command) listen() (err error) {
 	return err
 }
 
-// awaitReady waits for READY=1. From then on, what the container sends goes to systemd.
-// Without READY=1 it waits until the container has run for a moment: a container that
+// awaitReady waits for READY=1. Without READY=1 it waits until the container has run for a moment: a container that
 // ends at once must not replace one that runs.
 func (c *command) awaitReady(ctx context.Context, conmon int) error {
 	pidfd, err := unix.PidfdOpen(conmon, 0)
@@ -219,9 +218,16 @@ func (c *command) awaitReady(ctx context.Context, conmon int) error {
 		}
 		if m, err := sdnotify.Parse(b[:n]); err == nil {
 			if ready, _ := m.Get("READY"); ready == "1" {
-				break
+				return nil
 			}
 		}
+	}
+}
+
+// passOn has what the container sends go to systemd.
+func (c *command) passOn() error {
+	if c.notify == nil {
+		return nil
 	}
 	// conmon sends to this path, each time.
 	link := c.socket + ".new"
@@ -234,31 +240,48 @@ func (c *command) awaitReady(ctx context.Context, conmon int) error {
 
 var errEnded = errors.New("the new container ended before it was ready")
 
-// takeSockets copies the sockets that systemd passed for the unit's start from conmon,
-// which holds them, and returns their names.
-func (c *command) takeSockets(conmon int) (names string, err error) {
+// sockets are those that systemd passed for the unit's start.
+type sockets struct {
+	files []*os.File
+	names string
+}
+
+// takeSockets copies the unit's sockets from conmon, which holds them.
+func takeSockets(conmon int) (s sockets, err error) {
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
 	env, err := proc.Environ(conmon, proc.MaxStrings)
 	if err != nil {
-		return "", err
+		return s, err
 	}
 	n, _ := strconv.Atoi(env.Get("LISTEN_FDS"))
 	if n <= 0 || n > sdnotify.MaxFiles {
-		return "", fmt.Errorf("conmon %d holds no sockets of the unit", conmon)
+		return s, fmt.Errorf("conmon %d holds no sockets of the unit", conmon)
 	}
 	pidfd, err := unix.PidfdOpen(conmon, 0)
 	if err != nil {
-		return "", err
+		return s, err
 	}
 	defer unix.Close(pidfd)
 	const first = 3 // SD_LISTEN_FDS_START, sd_listen_fds(3)
 	for i := range n {
 		fd, err := unix.PidfdGetfd(pidfd, first+i, 0)
 		if err != nil {
-			return "", fmt.Errorf("take descriptor %d from conmon %d: %w", first+i, conmon, err)
+			return s, fmt.Errorf("take descriptor %d from conmon %d: %w", first+i, conmon, err)
 		}
-		c.sockets = append(c.sockets, os.NewFile(uintptr(fd), "socket"))
+		s.files = append(s.files, os.NewFile(uintptr(fd), "socket"))
 	}
-	return env.Get("LISTEN_FDNAMES"), nil
+	s.names = env.Get("LISTEN_FDNAMES")
+	return s, nil
+}
+
+func (s sockets) close() {
+	for _, f := range s.files {
+		f.Close()
+	}
 }
 
 func (c *command) close() {
@@ -267,8 +290,5 @@ func (c *command) close() {
 	}
 	if c.group != nil {
 		c.group.Close()
-	}
-	for _, s := range c.sockets {
-		s.Close()
 	}
 }

@@ -11,6 +11,7 @@
 //     twice, because it may be killed.
 //
 // Which container stays is decided by one thing: whose conmon is the main process.
+// With Reload=swap there is a process that stands in for it meanwhile, see swap.go.
 package replace
 
 import (
@@ -34,6 +35,7 @@ import (
 	"oci-mainpid-hook/internal/podmancmd"
 	"oci-mainpid-hook/internal/proc"
 	"oci-mainpid-hook/internal/regular"
+	"oci-mainpid-hook/sdnotify"
 )
 
 // Unit is the unit whose container is replaced.
@@ -72,6 +74,9 @@ type state struct {
 	// to do.
 	Failed string
 	Done   bool
+
+	// Swap is what a swap has to remember besides, nil for beside.
+	Swap *swap
 }
 
 func (u *Unit) statePath() string { return filepath.Join(u.dir, "reload") }
@@ -158,6 +163,17 @@ func (u *Unit) exists(ctx context.Context, name string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// remove stops and removes a container, if there is one.
+func (u *Unit) remove(ctx context.Context, name string, options ...string) error {
+	args := append([]string{"rm", "--volumes", "--force", "--ignore"}, options...)
+	_, err := u.podman(ctx, append(args, name)...)
+	if err != nil && ctx.Err() == nil {
+		// podman 5.4 fails the first time if the container's conmon was killed.
+		_, err = u.podman(ctx, append(args, name)...)
+	}
+	return err
+}
+
 // Options say how the new container is started.
 type Options struct {
 	// Args is the command line of podman that starts the container: the unit's own.
@@ -169,10 +185,13 @@ type Options struct {
 	Notify bool
 	// Sockets: the container gets the sockets that the old one has.
 	Sockets bool
+	// Swap: the old container ends first. NextFile has the PID of its conmon.
+	Swap bool
 }
 
-// Start starts the new container beside the old one, and returns when it is ready. After
-// an error, or if ctx is done, the old container is what it was.
+// Start starts the new container beside the old one, or in its place, and returns when
+// the new one is ready. After an error, or if ctx is done, the old container is what it
+// was, or another one is that was started in the same way.
 func (u *Unit) Start(ctx context.Context, o Options) error {
 	if err := os.MkdirAll(u.dir, 0o700); err != nil {
 		return err
@@ -182,14 +201,22 @@ func (u *Unit) Start(ctx context.Context, o Options) error {
 		return err
 	}
 	if s != nil && !s.Done { // a reload was cut off
-		if err := u.settle(ctx, s); err != nil {
+		before := *u
+		if o.Swap {
+			before.MainPID = claimed(o.NextFile)
+		}
+		if err := before.settle(ctx, s); err != nil {
 			return err
 		}
 	}
 	s = &state{Failed: "it did not begin", Done: true}
+	if o.Swap {
+		s.Swap = &swap{StandIn: u.MainPID}
+	}
 	if err := u.write(s); err != nil {
 		return err
 	}
+	stopped := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if pidfd, err := unix.PidfdOpen(max(u.MainPID, 1), 0); err == nil {
@@ -203,7 +230,13 @@ func (u *Unit) Start(ctx context.Context, o Options) error {
 			}
 		}()
 	}
-	err = u.start(ctx, o, s)
+	var held sockets
+	defer func() { held.close() }()
+	if o.Swap {
+		err = u.swap(ctx, o, s, &held)
+	} else {
+		err = u.start(ctx, o, s, &held)
+	}
 	if err == nil {
 		return nil
 	}
@@ -214,49 +247,82 @@ func (u *Unit) Start(ctx context.Context, o Options) error {
 	// ctx may be done, and this must be.
 	undo, stop := context.WithTimeout(context.Background(), undoTimeout)
 	defer stop()
-	return errors.Join(err, u.settle(undo, s))
+	switch {
+	case !o.Swap || s.Done:
+		return errors.Join(err, u.settle(undo, s))
+	case errors.Is(stopped.Err(), context.Canceled) || errors.Is(err, errOldEnded): // the unit ends
+		return errors.Join(err, u.write(s))
+	}
+	return errors.Join(err, u.back(undo, s, held, o.NextFile))
 }
 
-var errOldEnded = errors.New("the container that runs has ended meanwhile")
+var errOldEnded = errors.New("the main process has ended meanwhile")
 
-// undoTimeout is how long removing the new container may take.
-const undoTimeout = 25 * time.Second
-
-func (u *Unit) start(ctx context.Context, o Options, s *state) error {
+// names parses the command that starts the container.
+func (o Options) names() (p podmancmd.Podman, name, cidFile string, err error) {
 	p, ok := podmancmd.ParseArguments(o.Args[0], o.Args[1:])
-	name, _ := p.Last("name")
+	name, _ = p.Last("name")
 	if !ok || name == "" {
-		return errors.New("ExecStart= is no podman run with --name=")
+		err = errors.New("ExecStart= is no podman run with --name=")
+	}
+	cidFile, _ = p.Last("cidfile")
+	return p, name, cidFile, err
+}
+
+func (u *Unit) start(ctx context.Context, o Options, s *state, held *sockets) error {
+	_, name, cidFile, err := o.names()
+	if err != nil {
+		return err
 	}
 	old := containerOf(u.MainPID)
 	if old == "" {
 		return fmt.Errorf("main process %d is no conmon of a container", u.MainPID)
 	}
-	*s = state{Old: old, Name: name, Aside: name + "-" + old[:12]}
-	s.CIDFile, _ = p.Last("cidfile")
-	c, err := u.command(ctx, o)
+	if o.Sockets {
+		if *held, err = takeSockets(u.MainPID); err != nil {
+			return err
+		}
+	}
+	c, err := u.command(ctx, o, *held)
 	if err != nil {
-		*s = state{Done: true}
 		return err
 	}
 	defer c.close()
-	s.Socket = c.socket
+	*s = state{Old: old, Name: name, Aside: name + "-" + old[:12], CIDFile: cidFile, Socket: c.socket}
 	if err := u.write(s); err != nil {
 		return err
 	}
 	if _, err := u.podman(ctx, "rename", old, s.Aside); err != nil {
 		return err
 	}
-	if s.CIDFile != "" {
-		if err := os.Remove(s.CIDFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	conmon, err := c.run(ctx)
+	conmon, err := c.ready(ctx, s.CIDFile)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(o.NextFile, fmt.Appendf(nil, "%d\n", conmon), 0o600)
+	return claim(o.NextFile, conmon)
+}
+
+// ready starts podman, waits until the new container is ready, and returns its conmon.
+func (c *command) ready(ctx context.Context, cidFile string) (conmon int, err error) {
+	// podman makes that file, and fails if it is there.
+	if cidFile != "" {
+		if err := os.Remove(cidFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, err
+		}
+	}
+	conmon, err = c.run()
+	if err == nil {
+		err = c.awaitReady(ctx, conmon)
+	}
+	if err == nil {
+		err = c.passOn()
+	}
+	return conmon, err
+}
+
+// claim writes the PID for root.
+func claim(next string, conmon int) error {
+	return os.WriteFile(next, fmt.Appendf(nil, "%d\n", conmon), 0o600)
 }
 
 // settle ends a reload: the container of the main process stays, the other one goes.
@@ -265,10 +331,13 @@ func (u *Unit) settle(ctx context.Context, s *state) error {
 		return u.write(s)
 	}
 	main := containerOf(u.MainPID)
+	if s.Swap != nil {
+		return u.settleSwap(ctx, s, main)
+	}
 	switch main {
 	case s.Old:
 		if other := u.exists(ctx, s.Name); other != "" && other != s.Old {
-			if _, err := u.podman(ctx, "rm", "--volumes", "--force", "--ignore", "--time=5", other); err != nil {
+			if err := u.remove(ctx, other, "--time=5"); err != nil {
 				return fmt.Errorf("remove the new container: %w", err)
 			}
 		}
@@ -297,12 +366,17 @@ func (u *Unit) settle(ctx context.Context, s *state) error {
 		s.Done = true
 		return u.write(s)
 	default:
-		if _, err := u.podman(ctx, "rm", "--volumes", "--force", "--ignore", s.Old); err != nil {
+		if err := u.remove(ctx, s.Old); err != nil {
 			return fmt.Errorf("remove the old container: %w", err)
 		}
 		s.Failed = ""
 		u.removeSockets(s.Socket)
 	}
+	return u.done(s, main)
+}
+
+// done writes down that nothing is left to do. The container with the ID main stays.
+func (u *Unit) done(s *state, main string) error {
 	if s.CIDFile != "" {
 		// podman removed the file with the container that is gone.
 		if err := os.WriteFile(s.CIDFile, []byte(main), 0o644); err != nil {
@@ -326,23 +400,36 @@ func (u *Unit) Finish(ctx context.Context, last bool) (container string, err err
 	if s == nil {
 		return "", ErrFailed
 	}
-	said := s.Done
+	// Who sets Failed says it.
+	done, said := s.Done, s.Failed != ""
+	defer s.endStandIn()
 	if err := u.settle(ctx, s); err != nil {
 		return "", err
 	}
+	sayReady(ctx)
 	if last {
 		err = os.RemoveAll(u.dir)
 	}
 	switch {
-	case s.Failed != "" && said:
+	case s.Failed != "" && (said || done):
 		return "", ErrFailed
 	case s.Failed != "":
 		return "", errors.New(s.Failed)
-	case said:
+	case done:
 		return "", err
 	}
 	main := containerOf(u.MainPID)
 	return main[:min(12, len(main))], err
+}
+
+// sayReady makes systemd forget that the container that is gone said STOPPING=1: else the
+// unit would be stopped at the end of the reload.
+func sayReady(ctx context.Context) {
+	if client, err := sdnotify.FromEnvironment(); err == nil {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		client.Send(ctx, sdnotify.Ready())
+	}
 }
 
 // Stop removes both containers if a reload was cut off. The unit stops, or has stopped.

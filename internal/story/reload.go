@@ -52,8 +52,12 @@ func reloadStep(c manager.Command) string {
 		return "prepare"
 	case !c.Replaces():
 		return stepName(c)
+	case has("start") && has("--swap"):
+		return "end old one, start new"
 	case has("start"):
 		return "start the new one"
+	case has("back"):
+		return "back, if that failed"
 	case has("--last"):
 		return "forget the reload"
 	}

@@ -21,12 +21,22 @@ func (n unit) reload() processes {
 	before, id := n.properties(), n.inspect(n.container, ".Id")
 	n.systemctl("reload", n.name)
 	p := n.assertMainPIDIsConmon()
-	n.assertProperties(map[string]string{"InvocationID": before["InvocationID"], "NRestarts": before["NRestarts"]})
+	n.assertStayed(before)
 	if after := n.inspect(n.container, ".Id"); after == id || p.conmon == before["MainPID"] {
 		n.t.Errorf("the same container %s, conmon %s", id, p.conmon)
 	}
 	n.assertOneContainer()
 	return p
+}
+
+// assertStayed checks that the unit has been active since it had those properties.
+func (n unit) assertStayed(before map[string]string) {
+	n.t.Helper()
+	same := map[string]string{"ActiveState": "active"}
+	for _, name := range []string{"InvocationID", "NRestarts", "ActiveEnterTimestampMonotonic"} {
+		same[name] = before[name]
+	}
+	n.assertProperties(same)
 }
 
 // assertOneContainer checks that the unit has one container, by its own name, and that
@@ -175,37 +185,30 @@ func TestReloadSockets(t *testing.T) {
 		}
 		n.reload()
 		m.assertAnswers("http://localhost/", "web", "--unix-socket", path)
-		m.systemctl("stop", client)
-		said := m.journal(client, "--identifier=guest")
-		answered, lost, longest := 0, 0, ""
-		fmt.Sscanf(said[strings.LastIndex(said, "answered"):], "answered %d lost %d longest %s", &answered, &lost, &longest)
-		m.t.Logf("%d answered, %d lost, the longest took %s", answered, lost, longest)
-		if lost > 0 || answered < 10_000 {
-			m.t.Errorf("of %d connections %d were lost:\n%.2000s", answered+lost, lost, said)
-		}
+		m.assertNoneLost(client, 10_000)
 		m.systemctl("stop", name, n.name)
 		n.assertGone()
 	})
 }
 
-// slow is a container whose start says READY=1 only if there is no file /flag/slow.
-const slow = `sh -c 'trap "exit 0" TERM; if [ -e /flag/slow ]; then sleep 1000 & wait; fi; exec ` + guestPath + `'`
+// slow is a container that says READY=1 once there is no file /flag/slow.
+const slow = `sh -c 'trap "exit 0" TERM; while [ -e /flag/slow ]; do sleep 0.2; done; exec ` + guestPath + `'`
 
-// slowUnit starts a unit with Reload=beside, for beginReload.
-func (m machine) slowUnit() unit {
+// slowUnit starts a unit with Reload=, for beginReload.
+func (m machine) slowUnit(how string) unit {
 	m.t.Helper()
 	u := m.user()
 	flag := u.home() + "/flag"
 	u.shell(`mkdir "$1"; chown "$2:" "$1"`, flag, u.name)
 	n := u.unitWithoutDropin(service{mode: "mixed", container: u.name, command: slow, more: "TimeoutStartSec=45",
 		options: "--sdnotify=container --volume=" + flag + ":/flag:ro --volume=" + guestPath + ":" + guestPath + ":ro"})
-	m.run("oci-mainpid", "generate", "--user="+u.name, "--reload=beside", unitDir+"/"+n.name)
+	m.run("oci-mainpid", "generate", "--user="+u.name, "--reload="+how, unitDir+"/"+n.name)
 	m.systemctl("daemon-reload")
 	n.start()
 	return n
 }
 
-// beginReload begins a reload whose new container will not be ready, and returns the conmon of the new container
+// beginReload begins a reload whose new container is not ready before endSlow, and returns the conmon of the new container
 // once that runs.
 func (n unit) beginReload() (conmon string) {
 	n.t.Helper()
@@ -218,6 +221,12 @@ func (n unit) beginReload() (conmon string) {
 	return conmon
 }
 
+// endSlow has slow containers get ready.
+func (n unit) endSlow() {
+	n.t.Helper()
+	n.run("rm", "-f", n.home()+"/flag/slow")
+}
+
 // awaitReloaded waits until the reload has ended, in whatever way.
 func (n unit) awaitReloaded() {
 	n.t.Helper()
@@ -227,11 +236,126 @@ func (n unit) awaitReloaded() {
 	})
 }
 
+// assertNoneLost ends a unit that runs guest ask. At least some connections were answered,
+// and none was lost.
+func (m machine) assertNoneLost(client string, some int) {
+	m.t.Helper()
+	m.systemctl("stop", client)
+	said := m.journal(client, "--identifier=guest")
+	answered, lost, longest := 0, 0, ""
+	fmt.Sscanf(said[max(0, strings.LastIndex(said, "answered")):], "answered %d lost %d longest %s", &answered, &lost, &longest)
+	m.t.Logf("%d answered, %d lost, the longest took %s", answered, lost, longest)
+	if lost > 0 || answered < some {
+		m.t.Errorf("of %d connections %d were lost:\n%.2000s", answered+lost, lost, said)
+	}
+}
+
+// killed is a command of a reload that is killed at its start.
+const killed = "ExecReload=-/bin/sh -c 'kill -9 $$$$'\n"
+
+// claims is a command of a reload that writes a PID into the file of the new container.
+func (n unit) claims(pid string) string {
+	return "ExecReload=-/bin/sh -c 'echo " + pid + " >" + n.userDir() + "/next'\n"
+}
+
+// reloadLines returns a function that puts other commands in the place of lines of
+// ExecReload=, of which there are count. The first one is 1.
+func (n unit) reloadLines(count int) (replaced func(changes map[int]string)) {
+	n.t.Helper()
+	dropin := n.run("cat", unitDir+"/"+n.name+".d/50-oci-mainpid.conf")
+	all := regexp.MustCompile(`(?m)^ExecReload=.*\n`).FindAllString(dropin, -1)
+	if len(all) != count {
+		n.t.Fatalf("%d lines of ExecReload=", len(all))
+	}
+	return func(changes map[int]string) {
+		n.t.Helper()
+		text := "[Service]\nExecReload=\n"
+		for i, line := range all {
+			if other, ok := changes[i+1]; ok {
+				line = other
+			}
+			text += line
+		}
+		n.dropin(60, text)
+		n.endSlow()
+		n.systemctl("daemon-reload")
+	}
+}
+
+// atOnce tests what else happens at the time of a reload of the unit, which runs.
+func (n unit) atOnce(m machine) {
+	m.subtest("two reloads at once", func(m machine) {
+		n := n.in(m)
+		n.endSlow()
+		before, id := n.properties(), n.inspect(n.container, ".Id")
+		m.shell(`systemctl reload "$1" & first=$!; systemctl reload "$1"; wait $first`, n.name)
+		n.assertMainPIDIsConmon()
+		n.assertStayed(before)
+		n.assertOneContainer()
+		if n.inspect(n.container, ".Id") == id {
+			m.t.Error("the same container")
+		}
+	})
+	m.subtest("systemd is executed anew, and reloaded", func(m machine) {
+		n := n.in(m)
+		before, id := n.properties(), n.inspect(n.container, ".Id")
+		n.beginReload()
+		m.systemctl("daemon-reexec")
+		m.systemctl("daemon-reload")
+		n.endSlow()
+		n.awaitReloaded()
+		n.assertMainPIDIsConmon()
+		n.assertStayed(before)
+		n.assertOneContainer()
+		if n.inspect(n.container, ".Id") == id {
+			m.t.Error("the same container")
+		}
+	})
+	m.subtest("MAINPID= of the user's meanwhile", func(m machine) {
+		n := n.in(m)
+		before := n.properties()
+		n.beginReload()
+		// A process of the user's in the unit, which says that another one is the main process.
+		stranger := m.shell(`echo $$ >"/sys/fs/cgroup/system.slice/$1/.control/cgroup.procs"
+			exec setpriv --reuid="$2" --clear-groups sh -ec 'sleep 1001 >/dev/null 2>&1 & NOTIFY_SOCKET=/run/systemd/notify systemd-notify MAINPID=$!; echo $!'`, n.name, n.uid)
+		defer m.try("kill", stranger)
+		n.await("systemd believes the user", soon, func() bool { return n.property("MainPID") == stranger })
+		n.endSlow()
+		n.awaitReloaded()
+		n.assertMainPIDIsConmon()
+		n.assertStayed(before)
+		n.assertOneContainer()
+	})
+	m.subtest("the unit's file is removed", func(m machine) {
+		n := n.in(m)
+		m.run("mv", unitDir+"/"+n.name, unitDir+"/"+n.name+".away")
+		n.reload()
+		m.systemctl("daemon-reload")
+		// Its drop-in is there, so it is reloaded as before.
+		n.reload()
+		m.run("mv", unitDir+"/"+n.name+".away", unitDir+"/"+n.name)
+		m.systemctl("daemon-reload")
+		n.reload()
+	})
+	m.subtest("a reload while it stops", func(m machine) {
+		n := n.in(m)
+		m.shell(`systemctl stop "$1" & stop=$!; systemctl reload "$1" || :; wait $stop || :`, n.name)
+		n.awaitReloaded()
+		if n.property("ActiveState") == "active" {
+			n.assertMainPIDIsConmon()
+			n.assertOneContainer()
+			return
+		}
+		n.assertGone()
+		n.start()
+	})
+}
+
 // TestReloadCutOff: whatever ends in the middle of a reload, afterwards the unit has one
 // container or none, and its conmon is the main process.
 func TestReloadCutOff(t *testing.T) {
 	onOneStack(t, onLast, func(m machine) {
-		n := m.slowUnit()
+		n := m.slowUnit("beside")
 		before, id := n.assertMainPIDIsConmon(), n.inspect(n.container, ".Id")
 		// unchanged checks that the old container goes on.
 		unchanged := func(m machine) {
@@ -255,27 +379,7 @@ func TestReloadCutOff(t *testing.T) {
 				unchanged(m)
 			})
 		}
-		// In the place of a line of ExecReload=, another command.
-		lines := `(?m)^ExecReload=.*\n`
-		dropin := n.run("cat", unitDir+"/"+n.name+".d/50-oci-mainpid.conf")
-		all := regexp.MustCompile(lines).FindAllString(dropin, -1)
-		if len(all) != 5 {
-			m.t.Fatalf("%d lines of ExecReload=", len(all))
-		}
-		killed := "ExecReload=-/bin/sh -c 'kill -9 $$$$'\n"
-		replaced := func(changes map[int]string) {
-			m.t.Helper()
-			text := "[Service]\nExecReload=\n"
-			for i, line := range all {
-				if other, ok := changes[i+1]; ok {
-					line = other
-				}
-				text += line
-			}
-			n.dropin(60, text)
-			m.run("rm", "-f", n.home()+"/flag/slow")
-			m.systemctl("daemon-reload")
-		}
+		replaced := n.reloadLines(5)
 		m.subtest("notify-mainpid is killed", func(m machine) {
 			n := n.in(m)
 			replaced(map[int]string{3: killed})
@@ -289,7 +393,7 @@ func TestReloadCutOff(t *testing.T) {
 		} {
 			m.subtest(name, func(m machine) {
 				n := n.in(m)
-				replaced(map[int]string{2: "ExecReload=-/bin/sh -c 'echo " + pid + " >" + n.userDir() + "/next'\n"})
+				replaced(map[int]string{2: n.claims(pid)})
 				m.try("systemctl", "reload", n.name)
 				unchanged(m)
 			})
@@ -306,6 +410,7 @@ func TestReloadCutOff(t *testing.T) {
 			replaced(nil)
 			n.reload()
 		})
+		n.atOnce(m)
 		m.subtest("stopped meanwhile", func(m machine) {
 			n := n.in(m)
 			n.beginReload()
@@ -314,7 +419,7 @@ func TestReloadCutOff(t *testing.T) {
 		})
 		m.subtest("the old container ends meanwhile", func(m machine) {
 			n := n.in(m)
-			m.run("rm", "-f", n.home()+"/flag/slow")
+			n.endSlow()
 			n.start()
 			p := n.assertMainPIDIsConmon()
 			n.beginReload()

@@ -66,8 +66,13 @@ func run(ctx context.Context) error {
 	}
 	fmt.Println("ready")
 	<-ctx.Done()
+	if err == nil {
+		err = client.Send(context.Background(), sdnotify.Stopping())
+	} else {
+		err = nil
+	}
 	all.drain()
-	return nil
+	return err
 }
 
 // servers answer what they accept. Those of net/http would not do: their Shutdown closes

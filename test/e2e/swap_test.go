@@ -1,0 +1,255 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestSwap: systemctl reload puts another container in the place of one that cannot exist
+// twice, and the unit stays active.
+func TestSwap(t *testing.T) {
+	onStacks(t, func(m machine) {
+		for _, c := range []struct {
+			mode, runtime, notify string
+			where                 place
+		}{
+			{"mixed", "crun", "container", everywhere}, {"mixed", "runc", "conmon", onLast}, {"mixed", "crun", "healthy", onFirst},
+			{"service", "crun", "conmon", onFirst}, {"service", "runc", "container", onLast},
+			{"user", "crun", "conmon", onLast}, {"user", "runc", "conmon", onFirst},
+		} {
+			if !c.where.has(m.box.Suite) {
+				continue
+			}
+			m.subtest(fmt.Sprintf("Cgroup=%s, %s, %s", c.mode, c.runtime, c.notify), func(m machine) {
+				u := m.user()
+				port := "1" + u.uid[len(u.uid)-4:]
+				text := map[string]string{"conmon": sleeper, "container": listener + "Exec=" + guestPath + " :80\nNotify=yes\n", "healthy": sleeper + "HealthCmd=true\nHealthInterval=1s\nNotify=healthy\n"}[c.notify]
+				u.quadlets(map[string]string{"NAME.container": text + "PublishPort=127.0.0.1:" + port + ":80\nGlobalArgs=--runtime=" + c.runtime + "\n" + owned + reloading("swap", c.mode)})
+				n := u.quadletUnit("NAME.service", "NAME")
+				n.start()
+				first := n.assertMainPIDIsConmon()
+				n.reload()
+				second := n.reload()
+				if m.try("test", "-e", "/proc/"+first.payload).status == 0 {
+					m.t.Errorf("the first container still runs, process %s", first.payload)
+				}
+				if c.mode != "user" && !strings.Contains(m.cgroup(second.conmon), "/"+n.name) {
+					m.t.Errorf("conmon is in %s", m.cgroup(second.conmon))
+				}
+				if c.notify == "container" {
+					m.assertAnswers("http://127.0.0.1:"+port, ":80")
+				}
+				n.podman("kill", "--signal=KILL", n.container)
+				n.awaitState("failed")
+				n.assertEnded("failed", "exit-code", "137")
+				n.assertGone()
+			})
+		}
+		m.subtestIn(onFirst, "an instance of a template", func(m machine) {
+			u := m.user()
+			u.quadlets(map[string]string{"NAME@.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-%i", 1) + owned + reloading("swap", "mixed")})
+			n := u.quadletUnit("NAME@one.service", "NAME-one")
+			n.start()
+			n.reload()
+			n.stop()
+			n.assertGone()
+		})
+		m.subtestIn(onLast, "written by hand", func(m machine) {
+			n := m.user().unitWithoutDropin(service{mode: "mixed"})
+			m.run("oci-mainpid", "generate", "--user="+n.user.name, "--reload=swap", unitDir+"/"+n.name)
+			m.systemctl("daemon-reload")
+			n.start()
+			n.reload()
+			if out := m.run("oci-mainpid", "explain", n.name); !strings.Contains(out, "The last reload took") || !strings.Contains(out, "end old one, start new") {
+				m.t.Errorf("explain: %s", out)
+			}
+			if s := n.status(); s.Problem != "" || s.Agrees == nil || !*s.Agrees {
+				m.t.Errorf("status: %+v", s)
+			}
+			for _, p := range n.points() {
+				if p.Level == "fail" {
+					m.t.Errorf("check: %+v", p)
+				}
+			}
+			n.stop()
+			n.assertGone()
+		})
+		for _, c := range []struct {
+			name, lines, reason string
+			stays               bool
+			where               place
+		}{
+			{"a command that ends", "Exec=false\n", "ended", false, onFirst},
+			{"an image that is not there", "Image=localhost/none\nPull=never\n", "none", true, onLast},
+			{"READY=1 that does not come", "Notify=yes\nHealthCmd=none\n", "not ready within 15s", false, onLast},
+		} {
+			m.subtestIn(c.where, "fails: "+c.name, func(m machine) {
+				u := m.user()
+				more := owned + "TimeoutStartSec=30\n" + reloading("swap", "mixed")
+				u.quadlets(map[string]string{"NAME.container": sleeper + more})
+				n := u.quadletUnit("NAME.service", "NAME")
+				n.start()
+				before, id := n.properties(), n.inspect(n.container, ".Id")
+				m.write(quadletDir+"/"+u.name+"/"+u.name+".container", strings.NewReplacer("NAME", u.name, "USER", u.name).Replace(strings.TrimSuffix(sleeper, "\n")+"\n"+c.lines+more))
+				m.systemctl("daemon-reload")
+				if r := m.try("systemctl", "reload", n.name); r.status == 0 {
+					m.t.Errorf("reloaded: %v", r)
+				}
+				n.assertMainPIDIsConmon()
+				n.assertStayed(before)
+				n.assertOneContainer()
+				if (n.inspect(n.container, ".Id") == id) != c.stays {
+					m.t.Errorf("the container was %s, and is %s", id, n.inspect(n.container, ".Id"))
+				}
+				said := n.messages("oci-mainpid")
+				if len(said) != 1 || !regexp.MustCompile(`^`+n.name+`: not reloaded: .*`+c.reason).MatchString(said[0]) {
+					m.t.Errorf("oci-mainpid said %q, not one line about %s", said, c.reason)
+				}
+				if status := n.property("StatusText"); !strings.Contains(status, c.reason) {
+					m.t.Errorf("STATUS=%s", status)
+				}
+				n.stop()
+				n.assertGone()
+			})
+		}
+	})
+}
+
+// TestSwapSockets: a client that connects without a pause waits while the container of a
+// socket-activated unit is swapped, and loses no connection.
+func TestSwapSockets(t *testing.T) {
+	onOneStack(t, onLast, func(m machine) {
+		u := m.user()
+		name, path := u.name+".socket", "/run/"+u.name+".sock"
+		m.write(unitDir+"/"+name, "[Socket]\nListenStream="+path+"\nFileDescriptorName=web\n")
+		u.t.Cleanup(func() { m.try("systemctl", "stop", name); m.run("rm", unitDir+"/"+name) })
+		text := listener + "Notify=yes\n" + owned + "TimeoutStartSec=45\n" + reloading("swap", "mixed")
+		u.quadlets(map[string]string{"NAME.container": strings.Replace(text, "[Service]", "Exec="+guestPath+"\n[Service]", 1)})
+		n := u.quadletUnit("NAME.service", "NAME")
+		m.systemctl("start", name, n.name)
+		client := u.name + "-client.service"
+		m.run("systemd-run", "--quiet", "--unit="+client, guestPath, "ask", path)
+		n.reload()
+		n.reload()
+		// The old one comes back with them, too.
+		before := n.properties()
+		file := quadletDir + "/" + u.name + "/" + u.name + ".container"
+		m.run("sed", "-i", "s,^Exec=.*,Exec=false,", file)
+		m.systemctl("daemon-reload")
+		if r := m.try("systemctl", "reload", n.name); r.status == 0 {
+			m.t.Errorf("reloaded: %v", r)
+		}
+		n.assertMainPIDIsConmon()
+		n.assertStayed(before)
+		n.assertOneContainer()
+		m.assertAnswers("http://localhost/", "web", "--unix-socket", path)
+		m.assertNoneLost(client, 1)
+		m.systemctl("stop", name, n.name)
+		n.assertGone()
+	})
+}
+
+// TestSwapCutOff: whatever ends in the middle of a swap, afterwards the unit has one
+// container, and its conmon is the main process, or the unit has ended and has none.
+func TestSwapCutOff(t *testing.T) {
+	onOneStack(t, onFirst, func(m machine) {
+		n := m.slowUnit("swap")
+		replaced := n.reloadLines(7)
+		// back checks that the reload fails, and a container like the old one runs.
+		back := func(m machine, before map[string]string, id string) {
+			m.t.Helper()
+			n := n.in(m)
+			n.awaitReloaded()
+			n.assertMainPIDIsConmon()
+			n.assertStayed(before)
+			n.assertOneContainer()
+			if n.inspect(n.container, ".Id") == id {
+				m.t.Error("the old container runs: nothing was swapped")
+			}
+			if result := n.property("ReloadResult"); result == "success" {
+				m.t.Error("the reload has succeeded")
+			}
+		}
+		for _, c := range []struct{ name, victim string }{
+			{"what waits for the new container is killed", `pgrep -u "$2" -f "[r]eplace start --unit=$1"`},
+			{"the new container's conmon is killed", `echo "$3"`},
+			{"the new container is killed", `pgrep -P "$3"`},
+		} {
+			m.subtest(c.name, func(m machine) {
+				n := n.in(m)
+				before, id := n.properties(), n.inspect(n.container, ".Id")
+				conmon := n.beginReload()
+				m.shell(`kill -9 $(`+c.victim+`)`, n.name, n.uid, conmon)
+				back(m, before, id)
+				n.endSlow()
+			})
+		}
+		n.atOnce(m)
+		// ends checks that the unit fails and leaves nothing, and starts it.
+		ends := func(m machine) {
+			m.t.Helper()
+			n := n.in(m)
+			n.awaitState("failed")
+			n.assertGone()
+			replaced(nil)
+			n.start()
+		}
+		m.subtest("the process that stands in is killed", func(m machine) {
+			n := n.in(m)
+			n.beginReload()
+			m.run("kill", "-9", n.property("MainPID"))
+			ends(m)
+		})
+		m.subtest("notify-mainpid is killed once", func(m machine) {
+			n := n.in(m)
+			replaced(map[int]string{4: killed})
+			n.reload()
+		})
+		m.subtest("notify-mainpid is killed at its start", func(m machine) {
+			n := n.in(m)
+			before := n.assertMainPIDIsConmon()
+			replaced(map[int]string{1: killed})
+			m.try("systemctl", "reload", n.name)
+			if after := n.assertMainPIDIsConmon(); after != before {
+				m.t.Errorf("before %v, after %v", before, after)
+			}
+			n.assertOneContainer()
+		})
+		m.subtest("notify-mainpid is killed each time", func(m machine) {
+			n := n.in(m)
+			replaced(map[int]string{4: killed, 5: killed})
+			m.try("systemctl", "reload", n.name)
+			ends(m)
+		})
+		for name, pid := range map[string]string{"a process of root's in the file": "1", "a process of the user's": "$$$$", "the process that stands in": "$$MAINPID"} {
+			m.subtest(name, func(m machine) {
+				n := n.in(m)
+				replaced(map[int]string{3: n.claims(pid)})
+				m.try("systemctl", "reload", n.name)
+				ends(m)
+			})
+		}
+		m.subtest("the first to finish is killed", func(m machine) {
+			n := n.in(m)
+			replaced(map[int]string{6: killed})
+			n.reload()
+		})
+		m.subtest("both who finish are killed", func(m machine) {
+			n := n.in(m)
+			replaced(map[int]string{6: killed, 7: killed})
+			m.try("systemctl", "reload", n.name)
+			replaced(nil)
+			n.reload()
+		})
+		m.subtest("stopped meanwhile", func(m machine) {
+			n := n.in(m)
+			n.beginReload()
+			n.stop()
+			n.assertGone()
+		})
+	})
+}
