@@ -148,12 +148,9 @@ func (m machine) fleet() fleet {
 		{two, "two-user", "user", "always"},
 		{two, "two-split", "service", "no"},
 	} {
-		mode := c.mode
-		if i%2 == 0 {
-			mode += "\nReload=beside"
-		}
-		quadlet(c.user, c.name+".container", container(c.name), mode, c.restart)
-		if add(c.user, c.name+".service", c.name, c.restart); i%2 == 0 {
+		how := []string{"beside", "swap", "beside", "swap", "swap", "no"}[i]
+		quadlet(c.user, c.name+".container", container(c.name), c.mode+"\nReload="+how, c.restart)
+		if add(c.user, c.name+".service", c.name, c.restart); how != "no" {
 			reloads()
 		}
 	}

@@ -73,7 +73,7 @@ type target struct {
 var (
 	starting = []target{{"podman", 3}, {"conmon", 1}, {"runtime", 3}, {"oci-mainpid-hook", 1}, {"notify-mainpid", 3}}
 	// The programs of a reload come in the order of its commands.
-	reloading = []target{{"podman", 5}, {"conmon", 1}, {"runtime", 4}, {"oci-mainpid-hook", 1}, {"notify-mainpid", 2}, {"oci-mainpid", 3}}
+	reloading = []target{{"podman", 6}, {"conmon", 2}, {"runtime", 5}, {"oci-mainpid-hook", 2}, {"notify-mainpid", 4}, {"oci-mainpid", 4}}
 	ending    = []target{{"podman", 3}, {"runtime", 2}, {"notify-mainpid", 1}}
 )
 
