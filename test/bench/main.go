@@ -1,8 +1,8 @@
 // Command bench measures what the project costs: the wall time of its two small
 // programs, from start to exit, against programs that do nothing; that of
-// "podman run -d" with and without the hook; and that of "systemctl start" until
-// the unit is active, for the units of this project, of root's Quadlet and of a
-// user's own manager. It judges nothing: it prints the project's aims beside the
+// "podman run -d" with and without the hook; that of "systemctl start" until the unit is
+// active, for the units of this project, of root's Quadlet and of a user's own manager;
+// and that of "systemctl reload". It judges nothing: it prints the project's aims beside the
 // figures, and exits 0 unless something failed to run.
 package main
 
@@ -29,11 +29,12 @@ func main() {
 	rounds := flag.Int("rounds", 1000, "how often each program runs; 0 leaves the programs out")
 	podmanRounds := flag.Int("podman-rounds", 150, "how often podman run -d runs with and without the hook, on each machine; 0 leaves it out")
 	startRounds := flag.Int("start-rounds", 20, "how often each unit starts, on each machine; 0 leaves the starts out")
+	reloadRounds := flag.Int("reload-rounds", 30, "how often each unit is reloaded, and restarted, on each machine; 0 leaves it out")
 	suites := flag.String("suites", "trixie", "suites of the throw-away machines, separated by commas")
 	bin := flag.String("bin", "bin", "directory of the programs")
 	other := flag.String("programs", "", "directory of another build's programs, to compare with those of -bin: the programs alone, and the starts")
 	flag.Parse()
-	if flag.NArg() > 0 || min(*rounds, *podmanRounds, *startRounds) < 0 {
+	if flag.NArg() > 0 || min(*rounds, *podmanRounds, *startRounds, *reloadRounds) < 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
@@ -47,10 +48,10 @@ func main() {
 	if *rounds > 0 {
 		err = benchPrograms(ctx, builds, *rounds)
 	}
-	if *podmanRounds > 0 || *startRounds > 0 {
+	if *podmanRounds > 0 || *startRounds > 0 || *reloadRounds > 0 {
 		for suite := range strings.SplitSeq(*suites, ",") {
 			if ctx.Err() == nil {
-				err = errors.Join(err, benchMachine(ctx, sandbox.Suite(suite), builds, *podmanRounds, *startRounds))
+				err = errors.Join(err, benchMachine(ctx, sandbox.Suite(suite), builds, *podmanRounds, *startRounds, *reloadRounds))
 			}
 		}
 	}
@@ -62,7 +63,7 @@ func main() {
 }
 
 // benchMachine measures what needs a machine, on one of the suite.
-func benchMachine(ctx context.Context, suite sandbox.Suite, builds []build, podmanRounds, startRounds int) (err error) {
+func benchMachine(ctx context.Context, suite sandbox.Suite, builds []build, podmanRounds, startRounds, reloadRounds int) (err error) {
 	machine, err := sandbox.Boot(ctx, sandbox.Config{Suite: suite, Progress: os.Stderr})
 	if err != nil {
 		return err
@@ -81,6 +82,9 @@ func benchMachine(ctx context.Context, suite sandbox.Suite, builds []build, podm
 	}
 	if startRounds > 0 && ctx.Err() == nil {
 		err = errors.Join(err, benchStart(ctx, machine, builds, startRounds))
+	}
+	if reloadRounds > 0 && ctx.Err() == nil {
+		err = errors.Join(err, benchReload(ctx, machine, reloadRounds))
 	}
 	return err
 }
