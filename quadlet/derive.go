@@ -115,7 +115,7 @@ func (d *deriver) derive(programs dropin.Programs) error {
 		// If a line fails, systemd does not run the lines after it.
 		postStop = d.takeExec("ExecStopPost")
 	}
-	if d.reloads() {
+	if d.Options.Reloads() {
 		d.lines["ExecStop"] = append([]string{d.dropin.StopReload(programs)}, d.lines["ExecStop"]...)
 		d.changed["ExecStop"] = true
 	}
@@ -124,7 +124,7 @@ func (d *deriver) derive(programs dropin.Programs) error {
 		return slices.Index(dropin.ExecKeys, a) - slices.Index(dropin.ExecKeys, b)
 	})
 	d.dropin.MainPID(d.Account, programs, how, postStart, postStop)
-	if d.reloads() {
+	if d.Options.Reloads() {
 		d.dropin.Replace(d.Account, programs, d.replacement(serviceType))
 	}
 	d.advise()

@@ -12,14 +12,9 @@ import (
 	"oci-mainpid-hook/internal/unitfile"
 )
 
-// reloads reports whether systemctl reload replaces the unit's container.
-func (d *deriver) reloads() bool {
-	return d.Options.Reload == dropin.Beside || d.Options.Reload == dropin.Swap
-}
-
 // checkReload fails for a unit whose container cannot be replaced while it runs.
 func (d *deriver) checkReload() error {
-	if !d.reloads() {
+	if !d.Options.Reloads() {
 		return nil
 	}
 	err := d.cannotReload()

@@ -110,9 +110,7 @@ func (c config) take(manager *sdnotify.Client, record func(handover.Record) erro
 
 	var more []sdnotify.Assignment
 	if c.reload {
-		// The container before may have said STOPPING=1, for which systemd would stop
-		// the unit at the end of the reload.
-		more = append(more, sdnotify.Ready())
+		more = notStopping
 	}
 	if err := c.tell(manager, claim, more...); err != nil {
 		return err

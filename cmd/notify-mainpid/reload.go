@@ -8,7 +8,14 @@ import (
 
 	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/leftover"
+	"oci-mainpid-hook/sdnotify"
 )
+
+// notStopping keeps systemd from stopping the unit at the end of the reload because a
+// container that ends says STOPPING=1. From now on systemd hears only the main process
+// and the control process: the container that ends is neither. A systemd before 254 hears
+// it, and forgets it with READY=1.
+var notStopping = []sdnotify.Assignment{sdnotify.NotifyAccess("exec"), sdnotify.Ready()}
 
 // prepareReload makes the files of a reload. With --stand-in they have the main process
 // of before, and another one stands in for it.

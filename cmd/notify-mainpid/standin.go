@@ -49,7 +49,7 @@ func (c config) makeStandIn(uid int) error {
 	if _, err := goOn.WriteString("\n"); err != nil {
 		return err
 	}
-	if err := c.tell(manager, claim); err != nil {
+	if err := c.tell(manager, claim, notStopping...); err != nil {
 		return err
 	}
 	c.log.Step("process %d stands in for the container", pid)

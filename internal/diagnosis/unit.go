@@ -259,8 +259,8 @@ func (u UnitFacts) regenerate() string {
 	if o.Options.Ready != "" {
 		user += " --ready=" + o.Options.Ready
 	}
-	if reload := o.Options.Reload; reload != "" && reload != dropin.NoReload {
-		user += " --reload=" + string(reload)
+	if o.Options.Reloads() {
+		user += " --reload=" + string(o.Options.Reload)
 	}
 	return "oci-mainpid generate" + user + " " + terminal.Quote(source) + " && " + apply
 }
@@ -322,10 +322,14 @@ func (u UnitFacts) overridden() string {
 	if u.Dropin.Text == nil {
 		return ""
 	}
+	access := u.Unit.NotifyAccess
+	if access == "exec" && u.Unit.Origin.Options.Reloads() {
+		access = "all" // a reload has changed it until the next start
+	}
 	for _, s := range []struct{ key, counts string }{
 		{"Delegate", map[bool]string{true: "yes", false: "no"}[u.Unit.Delegate]},
 		{"Type", u.Unit.Type},
-		{"NotifyAccess", u.Unit.NotifyAccess},
+		{"NotifyAccess", access},
 		{"User", u.Unit.User},
 	} {
 		if want := u.Dropin.Text.Get("Service", s.key); want != "" && want != s.counts {

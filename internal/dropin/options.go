@@ -46,6 +46,9 @@ const (
 	Swap Reload = "swap"
 )
 
+// Reloads reports whether systemctl reload replaces the unit's container.
+func (o Options) Reloads() bool { return o.Reload == Beside || o.Reload == Swap }
+
 // option is a key of Options.
 type option struct {
 	name string

@@ -336,6 +336,9 @@ func (u *Unit) settle(ctx context.Context, s *state) error {
 	}
 	switch main {
 	case s.Old:
+		if s.Socket != "" {
+			os.Remove(s.Socket) // systemd would hear STOPPING=1 of the new container
+		}
 		if other := u.exists(ctx, s.Name); other != "" && other != s.Old {
 			if err := u.remove(ctx, other, "--time=5"); err != nil {
 				return fmt.Errorf("remove the new container: %w", err)
@@ -345,9 +348,6 @@ func (u *Unit) settle(ctx context.Context, s *state) error {
 			if _, err := u.podman(ctx, "rename", s.Old, s.Name); err != nil {
 				return fmt.Errorf("give the old container its name again: %w", err)
 			}
-		}
-		if s.Socket != "" {
-			os.Remove(s.Socket)
 		}
 		if s.Failed == "" {
 			s.Failed = "the new container did not become the main process"
@@ -422,8 +422,8 @@ func (u *Unit) Finish(ctx context.Context, last bool) (container string, err err
 	return main[:min(12, len(main))], err
 }
 
-// sayReady makes systemd forget that the container that is gone said STOPPING=1: else the
-// unit would be stopped at the end of the reload.
+// sayReady makes a systemd before 254 forget that the container that is gone said
+// STOPPING=1. See notStopping in cmd/notify-mainpid.
 func sayReady(ctx context.Context) {
 	if client, err := sdnotify.FromEnvironment(); err == nil {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)

@@ -15,16 +15,12 @@ func TestSwap(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, c := range []struct {
 			mode, runtime, notify string
-			where                 place
 		}{
-			{"mixed", "crun", "container", everywhere}, {"mixed", "runc", "conmon", onLast}, {"mixed", "crun", "healthy", onFirst},
-			{"service", "crun", "conmon", onFirst}, {"service", "runc", "container", onLast},
-			{"user", "crun", "conmon", onLast}, {"user", "runc", "conmon", onFirst},
+			{"mixed", "crun", "container"}, {"mixed", "runc", "conmon"}, {"mixed", "crun", "healthy"},
+			{"service", "crun", "conmon"}, {"service", "runc", "container"},
+			{"user", "crun", "conmon"}, {"user", "runc", "conmon"},
 		} {
-			if !c.where.has(m.box.Suite) {
-				continue
-			}
-			m.subtest(fmt.Sprintf("Cgroup=%s, %s, %s", c.mode, c.runtime, c.notify), func(m machine) {
+			m.share(fmt.Sprintf("Cgroup=%s, %s, %s", c.mode, c.runtime, c.notify), func(m machine) {
 				u := m.user()
 				port := "1" + u.uid[len(u.uid)-4:]
 				text := map[string]string{"conmon": sleeper, "container": listener + "Exec=" + guestPath + " :80\nNotify=yes\n", "healthy": sleeper + "HealthCmd=true\nHealthInterval=1s\nNotify=healthy\n"}[c.notify]
@@ -49,7 +45,7 @@ func TestSwap(t *testing.T) {
 				n.assertGone()
 			})
 		}
-		m.subtestIn(onFirst, "an instance of a template", func(m machine) {
+		m.share("an instance of a template", func(m machine) {
 			u := m.user()
 			u.quadlets(map[string]string{"NAME@.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-%i", 1) + owned + reloading("swap", "mixed")})
 			n := u.quadletUnit("NAME@one.service", "NAME-one")
@@ -58,7 +54,7 @@ func TestSwap(t *testing.T) {
 			n.stop()
 			n.assertGone()
 		})
-		m.subtestIn(onLast, "written by hand", func(m machine) {
+		m.share("written by hand", func(m machine) {
 			n := m.user().unitWithoutDropin(service{mode: "mixed"})
 			m.run("oci-mainpid", "generate", "--user="+n.user.name, "--reload=swap", unitDir+"/"+n.name)
 			m.systemctl("daemon-reload")
@@ -81,13 +77,12 @@ func TestSwap(t *testing.T) {
 		for _, c := range []struct {
 			name, lines, reason string
 			stays               bool
-			where               place
 		}{
-			{"a command that ends", "Exec=false\n", "ended", false, onFirst},
-			{"an image that is not there", "Image=localhost/none\nPull=never\n", "none", true, onLast},
-			{"READY=1 that does not come", "Notify=yes\nHealthCmd=none\n", "not ready within 15s", false, onLast},
+			{"a command that ends", "Exec=false\n", "ended", false},
+			{"an image that is not there", "Image=localhost/none\nPull=never\n", "none", true},
+			{"READY=1 that does not come", "Notify=yes\nHealthCmd=none\n", "not ready within 15s", false},
 		} {
-			m.subtestIn(c.where, "fails: "+c.name, func(m machine) {
+			m.share("fails: "+c.name, func(m machine) {
 				u := m.user()
 				more := owned + "TimeoutStartSec=30\n" + reloading("swap", "mixed")
 				u.quadlets(map[string]string{"NAME.container": sleeper + more})
@@ -204,12 +199,18 @@ func TestSwapCutOff(t *testing.T) {
 			m.run("kill", "-9", n.property("MainPID"))
 			ends(m)
 		})
-		m.subtest("notify-mainpid is killed once", func(m machine) {
+		// Of what follows, some is enough each time: -everywhere has all of it.
+		rare := func(name string, test func(m machine)) {
+			if *runEverywhere || thorough() {
+				m.subtest(name, test)
+			}
+		}
+		rare("notify-mainpid is killed once", func(m machine) {
 			n := n.in(m)
 			replaced(map[int]string{4: killed})
 			n.reload()
 		})
-		m.subtest("notify-mainpid is killed at its start", func(m machine) {
+		rare("notify-mainpid is killed at its start", func(m machine) {
 			n := n.in(m)
 			before := n.assertMainPIDIsConmon()
 			replaced(map[int]string{1: killed})
@@ -226,14 +227,14 @@ func TestSwapCutOff(t *testing.T) {
 			ends(m)
 		})
 		for name, pid := range map[string]string{"a process of root's in the file": "1", "a process of the user's": "$$$$", "the process that stands in": "$$MAINPID"} {
-			m.subtest(name, func(m machine) {
+			rare(name, func(m machine) {
 				n := n.in(m)
 				replaced(map[int]string{3: n.claims(pid)})
 				m.try("systemctl", "reload", n.name)
 				ends(m)
 			})
 		}
-		m.subtest("the first to finish is killed", func(m machine) {
+		rare("the first to finish is killed", func(m machine) {
 			n := n.in(m)
 			replaced(map[int]string{6: killed})
 			n.reload()
