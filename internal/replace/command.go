@@ -182,8 +182,8 @@ func (c *command) listen() (err error) {
 	return err
 }
 
-// awaitReady waits for READY=1. Without READY=1 it waits until the container has run for a moment: a container that
-// ends at once must not replace one that runs.
+// awaitReady waits for READY=1. Without READY=1 it waits until the container has run for
+// a moment: a container that ends at once must not replace one that runs.
 func (c *command) awaitReady(ctx context.Context, conmon int) error {
 	pidfd, err := unix.PidfdOpen(conmon, 0)
 	if err != nil {

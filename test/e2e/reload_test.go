@@ -208,8 +208,8 @@ func (m machine) slowUnit(how string) unit {
 	return n
 }
 
-// beginReload begins a reload whose new container is not ready before endSlow, and returns the conmon of the new container
-// once that runs.
+// beginReload begins a reload whose new container is not ready before endSlow, and
+// returns the conmon of the new container once that runs.
 func (n unit) beginReload() (conmon string) {
 	n.t.Helper()
 	n.run("touch", n.home()+"/flag/slow")
@@ -298,6 +298,8 @@ func (n unit) atOnce(m machine) {
 	})
 	m.subtest("MAINPID= of the user's meanwhile", func(m machine) {
 		n := n.in(m)
+		// Since the start systemd hears everybody in the unit.
+		m.systemctl("restart", n.name)
 		before := n.properties()
 		n.beginReload()
 		// A process of the user's in the unit, which says that another one is the main process.

@@ -74,6 +74,24 @@ func TestSwap(t *testing.T) {
 			n.stop()
 			n.assertGone()
 		})
+		m.share("a file that is removed", func(m machine) {
+			u := m.user()
+			u.quadlets(map[string]string{"NAME.container": sleeper + owned + reloading("swap", "mixed")})
+			n := u.quadletUnit("NAME.service", "NAME")
+			n.start()
+			before, id := n.assertMainPIDIsConmon(), n.inspect(n.container, ".Id")
+			m.run("mv", quadletDir+"/"+u.name, "/run/"+u.name)
+			m.systemctl("daemon-reload")
+			r := m.try("systemctl", "reload", n.name)
+			if after := n.assertMainPIDIsConmon(); r.status == 0 || after != before || n.inspect(n.container, ".Id") != id {
+				m.t.Errorf("before %v, after %v: %v", before, after, r)
+			}
+			m.run("mv", "/run/"+u.name, quadletDir+"/"+u.name)
+			m.systemctl("daemon-reload")
+			n.reload()
+			n.stop()
+			n.assertGone()
+		})
 		for _, c := range []struct {
 			name, lines, reason string
 			stays               bool
