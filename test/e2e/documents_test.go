@@ -53,7 +53,7 @@ const (
 // webOf is the user web's unit of that name, with the container.
 func (r *reader) webOf(name, container string) unit {
 	r.t.Helper()
-	return unit{user{machine: r.machine, name: "web", uid: r.run("id", "--user", "web")}, name, container}
+	return unit{r.existingUser("web"), name, container}
 }
 
 // tidy stops web's units and removes them.
