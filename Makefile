@@ -40,7 +40,7 @@ export CGO_ENABLED := 0
 PROGRAMS := oci-mainpid-hook notify-mainpid podman-pause oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
 
-.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit vsock e2e everywhere attack matrix inits soak check fuzz bench clean
+.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit vsock e2e everywhere attack matrix inits machines soak check fuzz bench clean
 all: build man
 
 # The same source makes the same bytes anywhere: make reproducible. What git says
@@ -177,6 +177,10 @@ matrix: build man
 inits: build man
 	$(GO) test -tags e2e -count=1 -timeout 90m ./test/e2e -run '^TestInits$$' -inits -v
 
+# What needs a kernel of its own, on machines that qemu runs. CI has no time for them.
+machines: build man
+	$(GO) test -tags e2e,machines -count=1 -timeout 60m -v -p 1 ./test/sandbox ./test/e2e -run '^TestWhole'
+
 # SOAK steps on each of the two stacks, in each of which something goes wrong by
 # chance, and 200 units at once, with the project and without.
 SOAK ?= 1000
@@ -201,8 +205,8 @@ fuzz:
 
 check:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
-	$(GO) vet -tags e2e,vsock ./...
-	$(TOOLS) staticcheck -tags e2e,vsock ./...
+	$(GO) vet -tags e2e,machines,vsock ./...
+	$(TOOLS) staticcheck -tags e2e,machines,vsock ./...
 	$(GO) test ./...
 
 # BENCH has flags; go run ./test/bench -h lists them.

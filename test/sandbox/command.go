@@ -15,13 +15,24 @@ import (
 // directory, with an environment of PATH, HOME and LANG. It runs outside of any
 // unit and session; systemd-run(1) gives it one. The exit status is the
 // command's own. When the context ends, the command's process group is killed.
+// In a whole machine, a command that a signal ended has the exit status 128 and the
+// signal's number, and at most four commands run at the same time.
 func (m *Machine) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	if m.Whole {
+		return m.wholeCommand(ctx, name, args)
+	}
 	return m.command(ctx, ownNetwork, name, args)
 }
 
 // CommandOnline is Command with the host's network and resolv.conf(5), for
-// programs that download something. The machine's own network reaches nothing.
+// programs that download something. The machine's own network reaches nothing. A
+// whole machine has no other.
 func (m *Machine) CommandOnline(ctx context.Context, name string, args ...string) *exec.Cmd {
+	if m.Whole {
+		cmd := m.wholeCommand(ctx, name, args)
+		cmd.Err = fmt.Errorf("run %s in machine %s: a whole machine has no network: add packages to wholePackages in test/sandbox/whole.go", name, m.Name)
+		return cmd
+	}
 	resolver, err := os.ReadFile("/etc/resolv.conf")
 	script := []string{"--mount", "sh", "-ec", `
 		printf %s "$0" >/run/resolv.conf.host

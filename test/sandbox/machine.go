@@ -1,7 +1,8 @@
 // Package sandbox boots throw-away Debian machines, each with a systemd and a
 // podman of its own, for tests that need the real ones. It uses
 // systemd-nspawn(1), no virtualisation, and works on hosts with and without
-// systemd. Everything here needs root.
+// systemd. For what needs a kernel of its own there are whole machines, which
+// qemu runs. Everything here needs root.
 package sandbox
 
 import (
@@ -21,6 +22,8 @@ import (
 // How long each step of a machine's life may take, unless the context ends first.
 const (
 	bootTimeout     = 2 * time.Minute
+	wholeTimeout    = 10 * time.Minute // qemu may have no KVM, and a busy processor
+	askTimeout      = 15 * time.Second // then systemd is asked again: a boot that ends takes a question with it
 	powerOffTimeout = 20 * time.Second // then it is killed
 	killTimeout     = 10 * time.Second
 )
@@ -28,6 +31,7 @@ const (
 // Config says what machine to boot.
 type Config struct {
 	Suite    Suite
+	Whole    bool      // a kernel of its own, in qemu
 	Name     string    // of the machine and its host name; if empty, one is made up
 	Progress io.Writer // may be nil
 }
@@ -43,12 +47,16 @@ type Machine struct {
 // it builds if needed, and returns when systemd says that it is running, or
 // degraded. If it fails, nothing is left of the machine.
 func Boot(ctx context.Context, c Config) (*Machine, error) {
-	lower, err := build(ctx, c.Suite, c.Progress)
+	makeRoot, needed := build, toBoot
+	if c.Whole {
+		makeRoot, needed = buildWhole, toBootWhole
+	}
+	lower, err := makeRoot(ctx, c.Suite, c.Progress)
 	if err != nil {
 		return nil, err
 	}
 	log := newLog(c.Progress, c.Suite)
-	if err := prepareHost(ctx, toBoot, log); err != nil {
+	if err := prepareHost(ctx, needed, log); err != nil {
 		return nil, err
 	}
 	cache, err := cacheDir()
@@ -59,8 +67,12 @@ func Boot(ctx context.Context, c Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Machine{state{Name: name, Suite: c.Suite, Disk: filepath.Join(cache, "machines", name)}}
-	if err := m.start(lower); err != nil {
+	m := &Machine{state{Name: name, Suite: c.Suite, Whole: c.Whole, Disk: filepath.Join(cache, "machines", name)}}
+	start := m.start
+	if c.Whole {
+		start = m.startWhole
+	}
+	if err := start(lower); err != nil {
 		return nil, errors.Join(fmt.Errorf("start machine %s: %w", name, err), m.PowerOff(ctx))
 	}
 	log.Infof("started machine %s", name)
@@ -132,7 +144,13 @@ func reserve(name string, suite Suite) (string, error) {
 // Root returns the host's path of the machine's root file system, where a caller
 // can put files. The machine mounts its own /run and /tmp over those in it. On the
 // host, an absolute symbolic link in the machine's root leads to the host's files.
-func (m *Machine) Root() string { return m.root() }
+// The root of a whole machine is not on the host: Root returns "".
+func (m *Machine) Root() string {
+	if m.Whole {
+		return ""
+	}
+	return m.root()
+}
 
 // Console returns the host's path of what the machine wrote to its console.
 func (m *Machine) Console() string { return m.console() }
@@ -146,8 +164,14 @@ func (m *Machine) Running() bool {
 // errNotRunning says that the machine has no PID 1.
 var errNotRunning = errors.New("the machine is not running")
 
-// leader returns the machine's PID 1.
+// leader returns the machine's PID 1; for a whole machine, qemu.
 func (m *Machine) leader() (process, error) {
+	if m.Whole {
+		if !m.Supervisor.alive() {
+			return process{}, errNotRunning
+		}
+		return m.Supervisor, nil
+	}
 	shells, err := m.Supervisor.children()
 	if err != nil {
 		return process{}, err
@@ -170,16 +194,22 @@ func (m *Machine) leader() (process, error) {
 // waitRunning waits until the machine has booted. It returns the state that
 // systemd reports, running or degraded: see is-system-running in systemctl(1).
 func (m *Machine) waitRunning(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	timeout, supervisor := bootTimeout, "systemd-nspawn"
+	if m.Whole {
+		timeout, supervisor = wholeTimeout, "qemu"
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for {
 		if !m.Supervisor.alive() {
-			return "", errors.New("systemd-nspawn ended")
+			return "", fmt.Errorf("%s ended", supervisor)
 		}
 		if _, err := m.leader(); err == nil {
 			// The output says more than the exit status. There is no output
 			// until systemd listens.
-			out, _ := m.Command(ctx, "systemctl", "is-system-running", "--wait").Output()
+			ask, cancel := context.WithTimeout(ctx, askTimeout)
+			out, _ := m.Command(ask, "systemctl", "is-system-running", "--wait").Output()
+			cancel()
 			switch verdict := strings.TrimSpace(string(out)); verdict {
 			case "running", "degraded":
 				return verdict, nil

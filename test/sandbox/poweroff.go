@@ -23,8 +23,11 @@ const (
 // PowerOff asks systemd to power the machine off and kills the machine if that
 // takes more than 20 seconds or the context ends. Then it removes everything that
 // Boot made, also for a machine that no longer runs. Having to kill the machine is
-// no error.
+// no error. A whole machine is killed at once: nobody sees its disk afterwards.
 func (m *Machine) PowerOff(ctx context.Context) error {
+	if m.Whole {
+		return m.kill()
+	}
 	if leader, err := m.leader(); err == nil && ctx.Err() == nil {
 		if err := leader.signal(sigPowerOff); err == nil {
 			ctx, cancel := context.WithTimeout(ctx, powerOffTimeout)
@@ -38,6 +41,9 @@ func (m *Machine) PowerOff(ctx context.Context) error {
 // Reboot reboots the machine and returns when it is running, or degraded,
 // again. The disk stays, /run and /tmp are fresh.
 func (m *Machine) Reboot(ctx context.Context) error {
+	if m.Whole {
+		return m.rebootWhole(ctx, "reboot")
+	}
 	leader, err := m.leader()
 	if err == nil {
 		err = leader.signal(sigReboot)
@@ -52,6 +58,15 @@ func (m *Machine) Reboot(ctx context.Context) error {
 		return fmt.Errorf("reboot machine %s: %w", m.Name, err)
 	}
 	return nil
+}
+
+// SoftReboot has systemd start everything anew without the kernel, see
+// systemd-soft-reboot.service(8), and returns as Reboot does. It is for whole machines.
+func (m *Machine) SoftReboot(ctx context.Context) error {
+	if !m.Whole {
+		return fmt.Errorf("soft-reboot machine %s: it is not a whole one", m.Name)
+	}
+	return m.rebootWhole(ctx, "soft-reboot")
 }
 
 // kill ends what is left of the machine and removes everything that Boot made.

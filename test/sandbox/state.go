@@ -18,6 +18,7 @@ const runDir = "/run/oci-mainpid-sandbox"
 type state struct {
 	Name       string  `json:"name"`
 	Suite      Suite   `json:"suite"`
+	Whole      bool    `json:"whole,omitempty"`
 	Disk       string  `json:"disk"`             // directory in the cache
 	Cgroup     string  `json:"cgroup,omitempty"` // directory that is ours to remove
 	Supervisor process `json:"supervisor"`

@@ -20,7 +20,9 @@ import (
 
 const usage = `Usage:
   sandbox build SUITE...              make the root file systems of the suites
-  sandbox boot [--name NAME] SUITE    boot a machine and print its name
+  sandbox boot [--name NAME] [--whole] SUITE
+                                      boot a machine and print its name; --whole: with
+                                      a kernel of its own, in qemu
   sandbox run NAME COMMAND [ARG...]   run a command in it, as root
   sandbox shell NAME                  run a shell in it
   sandbox list                        list the machines: name, suite, state, root directory
@@ -119,6 +121,7 @@ func boot(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("boot", flag.ContinueOnError)
 	flags.SetOutput(os.Stderr)
 	flags.StringVar(&c.Name, "name", "", "name of the machine")
+	flags.BoolVar(&c.Whole, "whole", false, "a kernel of its own")
 	// The suite may stand before the flags and after them.
 	for len(args) > 0 {
 		if !strings.HasPrefix(args[0], "-") {
