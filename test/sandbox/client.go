@@ -140,12 +140,13 @@ func connect(dir string, stop <-chan os.Signal) (net.Conn, error) {
 			return nil, err
 		}
 		for _, path := range ports {
-			f, err := os.OpenFile(strings.Replace(path, "port", "lock", 1), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+			// The descriptor is the lock, and stays open.
+			lock, err := unix.Open(strings.Replace(path, "port", "lock", 1), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 			if err != nil {
 				return nil, err
 			}
-			if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-				f.Close()
+			if err := unix.Flock(lock, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+				unix.Close(lock)
 				if errors.Is(err, unix.EWOULDBLOCK) {
 					continue
 				}
@@ -155,7 +156,6 @@ func connect(dir string, stop <-chan os.Signal) (net.Conn, error) {
 			if err != nil {
 				return nil, err
 			}
-			kept = f
 			return conn, nil
 		}
 		select {
@@ -165,6 +165,3 @@ func connect(dir string, stop <-chan os.Signal) (net.Conn, error) {
 		}
 	}
 }
-
-// kept is the lock on the port. It must not be collected.
-var kept *os.File
