@@ -116,19 +116,26 @@ func (u *Unit) again(ctx context.Context, container string) ([]string, error) {
 		return args, nil
 	}
 	at := len(args) - len(p.Arguments())
+	var more []string
 	if id, err := u.podman(ctx, "image", "inspect", "--format={{.Id}}", args[at]); err != nil || id != image {
 		args[at] = image
+		more = append(more, noAutoUpdate)
 	}
 	if args[at-1] == "--" {
 		at--
 	}
 	if args[at-1] != neverPull {
-		args = slices.Insert(args, at, neverPull)
+		more = append(more, neverPull)
 	}
-	return args, nil
+	return slices.Insert(args, at, more...), nil
 }
 
-const neverPull = "--pull=never"
+const (
+	neverPull = "--pull=never"
+	// noAutoUpdate is the last word on that label. podman runs no image by its ID with
+	// AutoUpdate=registry.
+	noAutoUpdate = "--label=io.containers.autoupdate=disabled"
+)
 
 // pullOptions are those of podman run that podman pull has, too.
 var pullOptions = []string{"arch", "authfile", "cert-dir", "creds", "decryption-key", "os", "platform", "retry", "retry-delay", "tls-verify", "variant"}
