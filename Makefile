@@ -71,6 +71,9 @@ install: build man completions
 	$(INSTALL) -D -m 644 dist/systemd/run-oci-mainpid.mount '$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)'
 	sed 's|/usr/libexec|$(LIBEXECDIR)|' dist/systemd/oci-mainpid-pause@.service > $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
 	chmod 644 $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
+	sed 's|/usr/bin|$(BINDIR)|' dist/systemd/oci-mainpid-auto-update.service > $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-auto-update.service
+	chmod 644 $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-auto-update.service
+	$(INSTALL) -m 644 dist/systemd/oci-mainpid-auto-update.timer $(DESTDIR)$(SYSTEMDDIR)/system/
 	$(INSTALL) -d $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants
 	ln -sf '../$(RUN_MOUNT)' $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/
 	$(INSTALL) -D -m 644 dist/catalog/oci-mainpid.catalog $(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog
@@ -88,6 +91,7 @@ uninstall:
 		$(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator \
 		$(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf \
 		$(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service \
+		$(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-auto-update.service $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-auto-update.timer \
 		'$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)' '$(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/$(RUN_MOUNT)' \
 		$(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog \
 		$(DESTDIR)$(BASHCOMPDIR)/oci-mainpid $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid $(DESTDIR)$(FISHCOMPDIR)/oci-mainpid.fish

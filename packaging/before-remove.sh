@@ -34,6 +34,9 @@ for dropin in /etc/systemd/system/*.service.d/50-oci-mainpid.conf; do
 done
 [ -z "$found" ] || say "write User= into a unit file before you delete its drop-in: a unit file without User= is root's"
 
+if command -v systemctl >/dev/null; then
+	systemctl disable --quiet --now oci-mainpid-auto-update.timer || :
+fi
 [ -d /run/systemd/system ] || exit 0
 set --
 for directory in /run/oci-mainpid/*.service/; do

@@ -63,14 +63,14 @@ func TestPage(t *testing.T) {
 	}
 	slices.Sort(commands)
 	var headings []string
-	for _, h := range regexp.MustCompile(`(?m)^## ([a-z]+)$`).FindAllStringSubmatch(readPage(t, page, "# COMMANDS"), -1) {
+	for _, h := range regexp.MustCompile(`(?m)^## ([a-z-]+)$`).FindAllStringSubmatch(readPage(t, page, "# COMMANDS"), -1) {
 		headings = append(headings, h[1])
 	}
 	slices.Sort(headings)
 	if !slices.Equal(headings, commands) {
 		t.Errorf("the page has %q, the program %q", headings, commands)
 	}
-	for _, w := range boldWords(readPage(t, page, "# SYNOPSIS"), "oci-mainpid [a-z]+") {
+	for _, w := range boldWords(readPage(t, page, "# SYNOPSIS"), "oci-mainpid [a-z-]+") {
 		if !slices.Contains(commands, strings.TrimPrefix(w, "oci-mainpid ")) {
 			t.Errorf("SYNOPSIS: %s", w)
 		}

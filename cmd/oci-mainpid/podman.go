@@ -15,7 +15,6 @@ import (
 
 	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/asuser"
-	"oci-mainpid-hook/internal/manager"
 )
 
 // exitStatus is the error of a command that ended with that status and has said why.
@@ -75,7 +74,7 @@ func asUser(ctx context.Context, user string, args []string, log *logrus.Logger)
 		if u.User == "" || u.User == "root" || u.User == "0" {
 			return c, fmt.Errorf("%s: has no User=: its containers are root's: type podman without oci-mainpid, or give --user=NAME", u.Name)
 		}
-		user, c.Env = u.User, podmanEnvironment(u)
+		user, c.Env = u.User, u.PodmanEnvironment()
 		args = args[1:]
 	} else if os.Geteuid() != 0 {
 		return c, errors.New("must be run as root, who may run a program as another user")
@@ -93,22 +92,6 @@ func asUser(ctx context.Context, user string, args []string, log *logrus.Logger)
 		err = nil // podman says so, where it needs them
 	}
 	return c, err
-}
-
-// podmanEnvironment returns the variables of a unit that say where podman's
-// configuration and storage are.
-func podmanEnvironment(u *manager.Unit) []string {
-	return slices.DeleteFunc(slices.Clone(u.Environment), func(variable string) bool {
-		name, _, _ := strings.Cut(variable, "=")
-		switch {
-		case name == "HOME", name == "TMPDIR", name == "REGISTRY_AUTH_FILE":
-		case name == "XDG_CONFIG_HOME", name == "XDG_DATA_HOME":
-		case strings.HasPrefix(name, "CONTAINERS_"), strings.HasPrefix(name, "STORAGE_"):
-		default:
-			return true
-		}
-		return false
-	})
 }
 
 // completePodman completes UNIT, then what podman completes itself, as the user.

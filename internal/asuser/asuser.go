@@ -4,6 +4,7 @@
 package asuser
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,9 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,27 +35,46 @@ type Command struct {
 	// three are terminals, systemd-run gives it one of its own.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	// Timeout bounds how long the command runs, unless it is 0. The end of the context
+	// then ends the command, too.
+	Timeout time.Duration
 }
 
-// unit returns the name of the transient unit.
-func unit() string { return fmt.Sprintf("oci-mainpid-podman-%d.service", os.Getpid()) }
+// runs counts the commands that this process has run.
+var runs atomic.Int32
+
+// unitName returns a name for the transient unit of a command.
+func unitName() string {
+	return fmt.Sprintf("oci-mainpid-podman-%d-%d.service", os.Getpid(), runs.Add(1))
+}
 
 // Run runs the command in a transient unit, which starts the user's manager if it
 // does not run, and returns the command's exit status. Signals that would end this
 // process are sent to the command; if it then ends with success, the status is 128 and
 // the signal's number. The error says that the command was not run.
 func (c Command) Run(ctx context.Context) (status int, err error) {
-	all := isTerminal(c.Stdin) && isTerminal(c.Stdout) && isTerminal(c.Stderr)
-	cmd := exec.CommandContext(ctx, "systemd-run", c.arguments(all)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
 	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	defer signal.Stop(signals)
+	return c.run(ctx, signals)
+}
+
+// run is Run with the signals to send to the command.
+func (c Command) run(ctx context.Context, signals <-chan os.Signal) (status int, err error) {
+	all := isTerminal(c.Stdin) && isTerminal(c.Stdout) && isTerminal(c.Stderr)
+	unit := unitName()
+	cmd := exec.CommandContext(ctx, "systemd-run", c.arguments(unit, all)...)
+	if c.Timeout > 0 {
+		// A process that has left the unit may keep the pipes.
+		cmd.WaitDelay = stopTimeout
+		cmd.Cancel = func() error { return exec.Command("systemctl", "stop", "--quiet", "--no-block", unit).Run() }
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
 	if !all {
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = input(c.Stdin), output(c.Stdout), output(c.Stderr)
 		// The terminal sends its signals to this process alone.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	}
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
-	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
@@ -65,7 +87,7 @@ func (c Command) Run(ctx context.Context) (status int, err error) {
 			case s := <-signals:
 				last = int(s.(syscall.Signal))
 				// If the unit is not there yet, or no longer, there is nobody to tell.
-				exec.Command("systemctl", "kill", "--quiet", "--kill-whom=main", fmt.Sprintf("--signal=%d", last), unit()).Run()
+				exec.Command("systemctl", "kill", "--quiet", "--kill-whom=main", fmt.Sprintf("--signal=%d", last), unit).Run()
 			case <-ended:
 				passed <- last
 				return
@@ -77,6 +99,8 @@ func (c Command) Run(ctx context.Context) (status int, err error) {
 	last := <-passed
 	exit := (*exec.ExitError)(nil)
 	switch {
+	case errors.Is(err, exec.ErrWaitDelay):
+		err = nil
 	case err == nil && last != 0:
 		// For systemd a service that ends by such a signal ends well.
 		return 128 + last, nil
@@ -87,15 +111,18 @@ func (c Command) Run(ctx context.Context) (status int, err error) {
 }
 
 // arguments returns the arguments of systemd-run.
-func (c Command) arguments(terminal bool) []string {
+func (c Command) arguments(unit string, terminal bool) []string {
 	args := []string{
-		"--quiet", "--collect", "--wait", "--service-type=exec", "--unit=" + unit(),
+		"--quiet", "--collect", "--wait", "--service-type=exec", "--unit=" + unit,
 		"--description=" + c.Args[0] + " of user " + c.Account.Name,
 		"--property=User=" + c.Account.Name,
 		"--property=Wants=" + c.Account.Manager(), "--property=After=" + c.Account.Manager(),
 		"--setenv=HOME=" + c.Account.Home, "--setenv=USER=" + c.Account.Name,
 		"--setenv=XDG_RUNTIME_DIR=" + c.Account.RuntimeDir(),
 		"--setenv=DBUS_SESSION_BUS_ADDRESS=unix:path=" + c.Account.RuntimeDir() + "/bus",
+	}
+	if c.Timeout > 0 {
+		args = append(args, "--property=RuntimeMaxSec="+c.Timeout.String(), "--property=TimeoutStopSec="+stopTimeout.String())
 	}
 	if dir, err := os.Getwd(); err == nil {
 		// With "-" it does not matter that the user may not enter it.
@@ -115,6 +142,61 @@ func (c Command) arguments(terminal bool) []string {
 		args = append(args, strings.ReplaceAll(argument, "$", "$$"))
 	}
 	return args
+}
+
+// stopTimeout is how long a command may take to end after Timeout.
+const stopTimeout = 5 * time.Second
+
+// maxOutput bounds what Output keeps, in bytes.
+const maxOutput = 4 << 20
+
+// Output runs the command without signals, and returns the first 4 MiB of what it wrote
+// to standard output and to standard error. Unless each is nil, it is called with the
+// last line of each piece of standard error. The error is the last line of standard
+// error if the command did not succeed, and "interrupted" if ctx has ended.
+func (c Command) Output(ctx context.Context, each func(line string)) (stdout, stderr []byte, err error) {
+	var out, said limited
+	said.each = each
+	c.Stdout, c.Stderr = &out, &said
+	began := time.Now()
+	status, err := c.run(ctx, nil)
+	if ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
+	if err == nil && status != 0 {
+		lines := strings.Split(strings.TrimSpace(string(said.text)), "\n")
+		last := strings.TrimPrefix(lines[len(lines)-1], "Error: ")
+		switch {
+		case c.Timeout > 0 && time.Since(began) >= c.Timeout:
+			err = fmt.Errorf("not done within %v", c.Timeout)
+		case last == "":
+			err = fmt.Errorf("exit status %d", status)
+		default:
+			err = errors.New(last)
+		}
+	}
+	return out.text, said.text, err
+}
+
+// limited keeps the first maxOutput bytes, and calls each with the last whole line of
+// what is written.
+type limited struct {
+	text, line []byte
+	each       func(line string)
+}
+
+func (o *limited) Write(b []byte) (int, error) {
+	o.text = append(o.text, b[:min(len(b), maxOutput-len(o.text))]...)
+	if o.each != nil {
+		o.line = append(o.line, b...)
+		o.line = o.line[max(0, len(o.line)-1000):]
+		if end := bytes.LastIndexByte(o.line, '\n'); end >= 0 {
+			start := bytes.LastIndexByte(o.line[:end], '\n') + 1
+			o.each(string(o.line[start:end]))
+			o.line = o.line[end+1:]
+		}
+	}
+	return len(b), nil
 }
 
 // input returns what the command reads: of a terminal nothing, for another program

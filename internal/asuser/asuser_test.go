@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"oci-mainpid-hook/internal/account"
 )
@@ -17,7 +18,7 @@ func TestArguments(t *testing.T) {
 		Env:     []string{"CONTAINERS_CONF=/etc/web.conf"},
 		Args:    []string{"podman", "exec", "--", "$HOME", "a$$b", ""},
 	}
-	got := c.arguments(false)
+	got := c.arguments("x.service", false)
 	end := slices.Index(got, "--")
 	if want := []string{"--", "podman", "exec", "--", "$$HOME", "a$$$$b", ""}; !slices.Equal(got[end:], want) {
 		t.Errorf("command %q, want %q", got[end:], want)
@@ -27,7 +28,7 @@ func TestArguments(t *testing.T) {
 			t.Errorf("no %s in %q", want, got[:end])
 		}
 	}
-	if got := c.arguments(true); !slices.Contains(got, "--pty") || slices.Contains(got, "--pipe") {
+	if got := c.arguments("x.service", true); !slices.Contains(got, "--pty") || slices.Contains(got, "--pipe") {
 		t.Errorf("on a terminal: %q", got)
 	}
 }
@@ -45,5 +46,29 @@ func TestNoTerminal(t *testing.T) {
 	}
 	if isTerminal(strings.NewReader("")) || isTerminal(null) {
 		t.Error("takes it for a terminal")
+	}
+}
+
+// TestOutput: what a command prints is bounded, and the last line of a piece is told.
+func TestOutput(t *testing.T) {
+	var told []string
+	o := limited{each: func(line string) { told = append(told, line) }}
+	for _, text := range []string{"a\nb\nc", "d\n", "e", "", "f\n"} {
+		if n, err := o.Write([]byte(text)); n != len(text) || err != nil {
+			t.Errorf("%d %v", n, err)
+		}
+	}
+	if want := []string{"b", "cd", "ef"}; !slices.Equal(told, want) || string(o.text) != "a\nb\ncd\nef\n" {
+		t.Errorf("%q %q", told, o.text)
+	}
+	for range 3 {
+		o.Write(make([]byte, maxOutput/2))
+	}
+	if len(o.text) != maxOutput || len(o.line) > 1000 {
+		t.Errorf("%d, %d", len(o.text), len(o.line))
+	}
+	c := Command{Timeout: time.Minute, Args: []string{"podman"}}
+	if got := c.arguments("x.service", false); !slices.Contains(got, "--property=RuntimeMaxSec=1m0s") {
+		t.Errorf("not bounded: %q", got)
 	}
 }

@@ -50,6 +50,36 @@ func (m *Manager) Stop(ctx context.Context, names ...string) error {
 	return errors.Join(errs...)
 }
 
+// jobTimeout is longer than almost every TimeoutStartSec=, which a user may extend.
+const jobTimeout = 15 * time.Minute
+
+// Restart restarts a service, or with inPlace has it do what its ExecReload= says, and
+// waits for that. The error says what systemd says of it.
+func (m *Manager) Restart(ctx context.Context, name string, inPlace bool) error {
+	ctx, cancel := context.WithTimeout(ctx, jobTimeout)
+	defer cancel()
+	verb, call := "restart", m.conn.RestartUnitContext
+	if inPlace {
+		verb, call = "reload", m.conn.ReloadUnitContext
+	} else {
+		// What has failed too often would not be started.
+		m.conn.ResetFailedUnitContext(ctx, name) // fails if it has not failed
+	}
+	done := make(chan string, 1)
+	if _, err := call(ctx, name, "replace", done); err != nil {
+		return fmt.Errorf("%s: %w", verb, err)
+	}
+	select {
+	case result := <-done:
+		if result != "done" {
+			return fmt.Errorf("%s: systemd says %s", verb, result)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w", verb, context.Cause(ctx))
+	}
+}
+
 // Reload has systemd read all unit files, and run the generators.
 func (m *Manager) Reload(ctx context.Context) error {
 	if err := m.conn.ReloadContext(ctx); err != nil {

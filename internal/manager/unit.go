@@ -262,3 +262,19 @@ func (u *Unit) Env(name string) string {
 	}
 	return ""
 }
+
+// PodmanEnvironment returns the variables of the unit that say where podman's
+// configuration and storage are.
+func (u *Unit) PodmanEnvironment() []string {
+	return slices.DeleteFunc(slices.Clone(u.Environment), func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		switch {
+		case name == "HOME", name == "TMPDIR", name == "REGISTRY_AUTH_FILE":
+		case name == "XDG_CONFIG_HOME", name == "XDG_DATA_HOME":
+		case strings.HasPrefix(name, "CONTAINERS_"), strings.HasPrefix(name, "STORAGE_"):
+		default:
+			return true
+		}
+		return false
+	})
+}

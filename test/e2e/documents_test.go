@@ -277,9 +277,15 @@ var settings = map[page]setting{
 				r.systemctl("restart", "site")
 				r.run("curl", "--silent", "--fail", "--retry", "5", "--retry-all-errors", "http://localhost/")
 			},
-			"#!/bin/sh": func(r *reader, _ block, _ string) {
-				r.run("systemd-analyze", "verify", unitDir+"/auto-update-for@.service", unitDir+"/auto-update-for@.timer")
-				r.systemctl("start", "auto-update-for@web.service")
+			"oci-mainpid auto-update --dry-run": func(r *reader, _ block, screen string) {
+				for line := range strings.Lines(updatesOnPage) {
+					if !strings.Contains(screen+"\n", line) {
+						r.t.Errorf("no line %q:\n%s", line, screen)
+					}
+				}
+			},
+			"systemctl enable --now oci-mainpid-auto-update.timer": func(r *reader, _ block, _ string) {
+				r.systemctl("start", "oci-mainpid-auto-update")
 			},
 			"usermod --append --groups systemd-journal web": func(r *reader, _ block, _ string) {
 				r.webOf("site.service", "systemd-site").assertMainPIDIsConmon()
@@ -443,6 +449,11 @@ var settings = map[page]setting{
 	},
 	"CONTRIBUTING.md": {}, // is read on this machine
 }
+
+// updatesOnPage is what docs/rootful-to-rootless.md shows of oci-mainpid auto-update.
+const updatesOnPage = `UNIT USER CONTAINER    IMAGE                   POLICY   UPDATED
+site web  systemd-site docker.io/library/caddy registry pending
+`
 
 // TestPages types every command of every page, on a machine for each that is
 // set up by what the page itself says, and has systemd, Quadlet and the
