@@ -66,13 +66,6 @@ func TestVsock(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			t.Run("a manager that does not receive", func(t *testing.T) {
-				if err := c.Send(within(t, 2*time.Second), Ready()); !errors.Is(err, context.DeadlineExceeded) {
-					t.Errorf("got %v", err)
-				}
-				// It is a message all the same.
-				assertReceives(t, s, Ready())
-			})
 			t.Run("neither descriptors nor credentials", func(t *testing.T) {
 				for name, err := range map[string]error{
 					"SendFiles": c.SendFiles(context.Background(), []int{0}, FDStore("")...),
@@ -111,6 +104,15 @@ func TestVsock(t *testing.T) {
 				if got := <-out; got != "<nil>" {
 					t.Error(got)
 				}
+			})
+			// It comes last: when a sender has given up, a reset by the kernel may meet the
+			// next one, who has the same port of root's.
+			t.Run("a manager that does not receive", func(t *testing.T) {
+				if err := c.Send(within(t, 2*time.Second), Ready()); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("got %v", err)
+				}
+				// It is a message all the same.
+				assertReceives(t, s, Ready())
 			})
 			s.Close()
 			if err := c.Send(context.Background(), Ready()); !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.ECONNREFUSED) {
