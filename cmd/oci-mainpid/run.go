@@ -39,6 +39,7 @@ stop it, other signals are passed on to it.`,
 	flags.StringVar(&c.Notify, "notify", "auto", "who is told that the container is ready: `HOW` is auto, systemd, fd:N, socket, stop or none")
 	flags.StringVar(&c.PIDFile, "pid-file", "", "write conmon's PID to `FILE` once the container is ready")
 	flags.StringSliceVar(&c.Ready, "ready", nil, "ready means that each `TARGET` of the systemd in the container is active")
+	flags.StringVar(&c.Listen, "listen", "", "hear the systemd of a virtual machine in the container at `ADDRESS`, such as vsock::1234")
 	flags.BoolVar(&c.Health, "health", false, "run the container's health checks; ready means healthy")
 	flags.DurationVar(&c.Timeout, "timeout", 0, "how long the container may take to become ready, such as 90s; 0 is for ever")
 	return cmd

@@ -32,7 +32,7 @@ const (
 // listener is the container's notification socket.
 type listener struct {
 	server   *sdnotify.Server
-	dir      *os.File
+	dir      *os.File // of a Unix socket; nil for one of AF_VSOCK
 	messages chan *heard
 	ctx      context.Context // is done when nobody listens any more
 	cancel   context.CancelFunc
@@ -47,6 +47,14 @@ type heard struct {
 
 // listen makes the socket, and has podman give it to the container.
 func (r *runner) listen() error {
+	if r.Listen != "" {
+		server, err := sdnotify.Listen(r.Listen)
+		if err != nil {
+			return err
+		}
+		r.listener = newListener(server)
+		return nil
+	}
 	dir := r.place.path("notify")
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -73,8 +81,8 @@ func (r *runner) listen() error {
 		f.Close()
 		return err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	r.listener = &listener{server: server, dir: f, ctx: ctx, cancel: cancel, messages: make(chan *heard)}
+	r.listener = newListener(server)
+	r.listener.dir = f
 	r.command.insert("--volume="+dir+":"+insideDir+":ro", "--env=NOTIFY_SOCKET="+insideSocket)
 	if len(r.Ready) > 0 && os.Geteuid() != 0 {
 		// So a reboot inside ends the container by SIGHUP and a power-off by SIGINT
@@ -83,6 +91,11 @@ func (r *runner) listen() error {
 		r.command.insert("--cap-add=SYS_BOOT")
 	}
 	return nil
+}
+
+func newListener(server *sdnotify.Server) *listener {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &listener{server: server, ctx: ctx, cancel: cancel, messages: make(chan *heard)}
 }
 
 func (l *listener) close() {
@@ -102,7 +115,7 @@ func (l *listener) start(conmon int, first *conmonbridge.Claim, onlyFirst bool) 
 			if n == nil {
 				return
 			}
-			believed := err == nil && len(n.Message) > 0 && isBelow(n.Sender, conmon, first, onlyFirst)
+			believed := err == nil && len(n.Message) > 0 && (l.dir == nil || isBelow(n.Sender, conmon, first, onlyFirst))
 			n.Close()
 			if !believed {
 				dropped++

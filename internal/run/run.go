@@ -32,6 +32,10 @@ type Config struct {
 	PIDFile string
 	// Ready are the targets of the systemd in the container that must be active.
 	Ready []string
+	// Listen is an address of AF_VSOCK where the systemd of a virtual machine in the
+	// container is heard instead, "" for the container's own socket. Whoever can send
+	// there is believed.
+	Listen string
 	// Health: run podman's health checks, which podman leaves to systemd.
 	Health bool
 	// Timeout is how long the container may take to become ready, 0 for no limit.
@@ -91,6 +95,14 @@ func (c Config) Run() (status int, err error) {
 	for _, target := range c.Ready {
 		if err := unitfile.CheckTargetName(target); err != nil {
 			return 0, usage("--ready: %v", err)
+		}
+	}
+	if r.Listen != "" {
+		if a, err := sdnotify.ParseAddress(r.Listen); err != nil || !a.IsVsock() {
+			return 0, usage("--listen=%.60s is no address such as vsock::1234", r.Listen)
+		}
+		if len(r.Ready) == 0 {
+			return 0, usage("--listen=%s is for what --ready= waits for; add --ready=multi-user.target", r.Listen)
 		}
 	}
 	if r.command, err = parseCommand(c.Command, len(c.Ready) > 0); err != nil {

@@ -273,7 +273,7 @@ func (r result) String() string {
 
 // commandTimeout bounds every command in a machine. The longest that is meant
 // to be is the start of a unit that waits for its hook.
-const commandTimeout = 2 * time.Minute
+var commandTimeout = 2 * time.Minute
 
 // try runs a command as root, which may fail.
 func (m machine) try(args ...string) result {
@@ -384,7 +384,7 @@ func (m machine) await(what string, within time.Duration, so func() bool) {
 }
 
 // soon is for what takes a machine that is not busy a moment.
-const soon = 20 * time.Second
+var soon = 20 * time.Second
 
 // userNumber counts the users of all machines.
 var userNumber atomic.Int32

@@ -106,6 +106,8 @@ func TestRun(t *testing.T) {
 				{"", run("--notify=systemd", podman()), 2, "NOTIFY_SOCKET is not set"},
 				{"NOTIFY_SOCKET=/run/nobody", run("", podman()), 1, "/run/nobody: nobody listens there"},
 				{"", run("--ready=multi-user", podman()), 2, `"multi-user" is no target`},
+				{"", run("--ready=multi-user.target --listen=/run/a", podman()), 2, "--listen=/run/a is no address such as vsock::1234"},
+				{"", run("--listen=vsock::1234", podman()), 2, "add --ready=multi-user.target"},
 				{"", run("--pid-file=/nonexistent/a.pid", podman()), 2, "--pid-file"},
 				{"", run("", []string{"podman", "run", "-d", "--rm", "--name=a", "--pull=never", "localhost/nosuch"}), 125, "nosuch"},
 				{"", run("", []string{"podman", "--hooks-dir=/nonexistent", "run", "-d", "--rm", "--name=a", imageName, "sleep", "1000"}), 1, "is oci-mainpid-hook installed"},

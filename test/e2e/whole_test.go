@@ -1,0 +1,134 @@
+//go:build e2e && machines
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"oci-mainpid-hook/test/sandbox"
+)
+
+// Without KVM, everything takes ten times as long.
+func init() { soon, commandTimeout = 3*time.Minute, 10*time.Minute }
+
+// onWholeMachine runs a test on a machine of the first stack's that has a kernel of its
+// own, and the product.
+func onWholeMachine(t *testing.T, test func(m machine)) {
+	var progress bytes.Buffer
+	box, err := sandbox.Boot(interrupted, sandbox.Config{Suite: stacks()[0].suite, Whole: true, Progress: &progress})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &progress)
+	}
+	t.Cleanup(func() {
+		if *keep {
+			t.Log("still running: ", box.Name)
+		} else if err := box.PowerOff(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	m := machine{t, box}
+	dir := t.TempDir()
+	if err := errors.Join(os.MkdirAll(filepath.Join(dir, path.Dir(guestPath)), 0o755), runMake("install", dir), installGuest(dir)); err != nil {
+		t.Fatal(err)
+	}
+	m.copyTree(dir)
+	m.run("systemd-tmpfiles", "--create", "oci-mainpid.conf")
+	m.run("systemctl", "daemon-reload")
+	test(m)
+}
+
+// copyTree copies the files in a directory of the host to the root of a machine that
+// does not have its own on the host.
+func (m machine) copyTree(dir string) {
+	m.t.Helper()
+	files, err := exec.Command("tar", "-czf", "-", "-C", dir, ".").Output()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.must(m.feed(string(files), "tar", "-xzf", "-", "-C", "/", "--no-same-owner", "--no-overwrite-dir", "--keep-directory-symlink"))
+}
+
+// TestWhole: what needs a kernel of its own: vsock.
+func TestWhole(t *testing.T) {
+	onWholeMachine(t, func(m machine) {
+		m.t.Log(m.run("uname", "-r"), m.run("cat", "/sys/fs/cgroup/cgroup.controllers"))
+		m.subtest("vsock", machine.vsock)
+	})
+}
+
+// vsock: the protocol over the kernel's loopback, and what oci-mainpid run says of a
+// container to a systemd that listens there.
+func (m machine) vsock() {
+	m.run("modprobe", "vsock_loopback")
+	dir := m.t.TempDir()
+	build := exec.Command("go", "test", "-c", "-tags=vsock", "-o", filepath.Join(dir, "run/sdnotify.test"), "../../sdnotify")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		m.t.Fatalf("%v\n%s", err, out)
+	}
+	m.copyTree(dir)
+	m.subtest("sdnotify", func(m machine) {
+		out := m.run("/run/sdnotify.test", "-test.v", "-test.run=^TestVsock$")
+		if !strings.Contains(out, "--- PASS: TestVsock/vsock-seqpacket/systemd-notify") {
+			m.t.Error("not tested")
+		}
+	})
+	m.subtest("oci-mainpid run", func(m machine) {
+		m.write(path.Join(unitDir, "e2e-vsock.socket"), "[Socket]\nListenStream=vsock:1:4711\nAccept=yes\n")
+		m.write(path.Join(unitDir, "e2e-vsock@.service"), "[Service]\nExecStart=cat\nStandardInput=socket\nStandardOutput=append:/run/e2e-vsock\n")
+		m.run("systemctl", "daemon-reload")
+		m.run("systemctl", "start", "e2e-vsock.socket")
+		u := m.user()
+		m.systemctl("start", "user@"+u.uid)
+		r := u.supervised("env", "NOTIFY_SOCKET=vsock-stream:1:4711", "oci-mainpid", "run", "--", "podman", "run", "-d", "--rm", "--name=a", "--network=none", imageName, "sh", "-c", `trap "exit 5" TERM; sleep 1000 & wait`)
+		m.await("systemd has heard it", soon, func() bool {
+			heard := m.try("cat", "/run/e2e-vsock").stdout
+			return strings.Contains(heard, "READY=1") && strings.Contains(heard, "STATUS=Container a runs") || r.ended()
+		})
+		r.kill("TERM")
+		if status, said := r.end(); status != "5" {
+			m.t.Errorf("status %s; %s", status, said)
+		}
+		u.assertNothingLeft()
+	})
+	m.subtest("a systemd that got vmm.notify_socket", func(m machine) {
+		// Its system is this machine's, without what belongs to the machine.
+		m.shell(`
+			mkdir -p /srv/vm/usr/lib /srv/vm/usr/share /srv/credentials
+			cd /srv/vm
+			mkdir -p dev proc root run sys tmp var
+			cp -a /bin /sbin /lib /lib64 /etc .
+			cp -a /usr/bin /usr/sbin /usr/lib64 usr
+			for d in /usr/lib/*; do case $d in */modules|*/firmware|*/dracut|*/podman) ;; *) cp -a $d usr/lib;; esac; done
+			cp -a /usr/share/dbus-1 usr/share
+			rm -rf etc/fstab etc/machine-id etc/containers/systemd etc/systemd/system/*.wants
+			touch etc/machine-id
+			printf vsock:1:4712 >/srv/credentials/vmm.notify_socket`)
+		const log = "/run/e2e-vm"
+		m.shell(`(oci-mainpid run --notify=fd:3 --ready=multi-user.target --listen=vsock:1:4712 -- podman run -d --rm --name=vm --stop-timeout=60 \
+			--network=none --systemd=always --env=CREDENTIALS_DIRECTORY=/run/credentials --volume=/srv/credentials:/run/credentials:ro --rootfs /srv/vm /sbin/init \
+			>$1 2>&1 3>$1.ready; echo $? >$1.status) </dev/null >/dev/null 2>&1 &`, log)
+		ended := func() bool { return m.try("test", "-s", log+".status").status == 0 }
+		m.await("it is ready", soon, func() bool { return m.try("grep", "ready", log+".ready").status == 0 || ended() })
+		if ended() {
+			m.t.Fatal(m.run("cat", log, log+".status"))
+		}
+		if got := m.run("podman", "exec", "vm", "systemctl", "is-active", "multi-user.target"); got != "active" {
+			m.t.Errorf("multi-user.target is %s", got)
+		}
+		m.try("podman", "exec", "vm", "systemctl", "poweroff")
+		m.await("it has ended", soon, ended)
+		if got := m.run("cat", log+".status"); got != "0" {
+			m.t.Errorf("status %s after a power-off; %s", got, m.run("cat", log))
+		}
+	})
+}
