@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -57,11 +58,79 @@ func (m machine) copyTree(dir string) {
 	m.must(m.feed(string(files), "tar", "-xzf", "-", "-C", "/", "--no-same-owner", "--no-overwrite-dir", "--keep-directory-symlink"))
 }
 
-// TestWhole: what needs a kernel of its own: vsock.
+// TestWhole: what needs a kernel of its own: vsock, limits that bind.
 func TestWhole(t *testing.T) {
 	onWholeMachine(t, func(m machine) {
 		m.t.Log(m.run("uname", "-r"), m.run("cat", "/sys/fs/cgroup/cgroup.controllers"))
 		m.subtest("vsock", machine.vsock)
+		m.subtest("limits", machine.limits)
+	})
+}
+
+// limits: those of the unit bind the container in Cgroup=service, podman's own elsewhere.
+func (m machine) limits() {
+	u := m.user()
+	const (
+		// crun kill works in all modes, podman exec does not.
+		hungry = `sh -c 'trap "exec tail /dev/zero" USR1; while :; do sleep 1000 & wait; done'`
+		forks  = `sh -c '(for i in $(seq 300); do sleep 1000 & done); trap "exit 0" TERM; sleep 1000 & wait'`
+		busy   = `sh -c 'while :; do :; done'`
+	)
+	text := func(exec, more string) string {
+		return "[Container]\nImage=" + imageName + "\nNetwork=none\nPodmanArgs=--stop-timeout=1\nExec=" + exec + "\n" + owned + more
+	}
+	u.quadlets(map[string]string{
+		"NAME-memory.container": text(hungry, "MemoryMax=64M\nMemorySwapMax=0\nOOMPolicy=stop\n"+inMode("service")),
+		"NAME-podman.container": strings.Replace(text(hungry, ""), "--stop", "--memory=64m --memory-swap=64m --stop", 1),
+		"NAME-tasks.container":  text(forks, "TasksMax=100\n"+inMode("service")),
+		"NAME-cpu.container":    text(busy, "CPUQuota=20%\n"+inMode("service")),
+	})
+	start := func(m machine, name string) (unit, func(file string) string) {
+		n := u.in(m).quadletUnit("NAME-"+name+".service", "systemd-NAME-"+name)
+		n.start()
+		n.assertMainPIDIsConmon()
+		group := "/sys/fs/cgroup" + n.property("ControlGroup")
+		return n, func(file string) string { return n.run("cat", group+"/"+file) }
+	}
+	eat := func(n unit, state, result string) {
+		n.podman("kill", "--signal=USR1", n.container)
+		n.awaitState(state)
+		n.assertProperties(map[string]string{"Result": result})
+		n.assertGone()
+	}
+	m.subtest("MemoryMax= in service: the container that takes more is killed", func(m machine) {
+		n, group := start(m, "memory")
+		if got := group("memory.max"); got != "67108864" {
+			m.t.Errorf("memory.max is %s", got)
+		}
+		eat(n, "failed", "oom-kill")
+	})
+	m.subtest("podman --memory in mixed: the container that takes more is killed", func(m machine) {
+		n, _ := start(m, "podman")
+		eat(n, "failed", "exit-code")
+		n.assertEnded("failed", "exit-code", "137")
+	})
+	m.subtest("TasksMax= in service", func(m machine) {
+		n, group := start(m, "tasks")
+		m.await("it has as many tasks as it may", soon, func() bool { return group("pids.current") == "100" })
+		if out := n.try("journalctl", "CONTAINER_NAME="+n.container, "--output=cat").stdout; !strings.Contains(out, "can't fork") {
+			m.t.Errorf("the container says %q", out)
+		}
+		n.stop()
+		n.assertGone()
+	})
+	m.subtest("CPUQuota= in service", func(m machine) {
+		n, group := start(m, "cpu")
+		if got := group("cpu.max"); got != "20000 100000" {
+			m.t.Errorf("cpu.max is %q", got)
+		}
+		m.await("it has been throttled", soon, func() bool { return !strings.Contains(group("cpu.stat"), "nr_throttled 0\n") })
+		usage := m.shell(`f=/sys/fs/cgroup$1/cpu.stat; read _ a <$f; read s _ </proc/uptime; sleep 10; read _ b <$f; read e _ </proc/uptime; echo "$a $b $s $e" | awk '{print int(($2 - $1) / ($4 - $3) / 10000)}'`, n.property("ControlGroup"))
+		if percent, err := strconv.Atoi(usage); err != nil || percent < 5 || percent > 30 {
+			m.t.Errorf("it takes %s %% of a processor", usage)
+		}
+		n.stop()
+		n.assertGone()
 	})
 }
 
