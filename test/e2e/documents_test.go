@@ -278,10 +278,9 @@ var settings = map[page]setting{
 				r.run("curl", "--silent", "--fail", "--retry", "5", "--retry-all-errors", "http://localhost/")
 			},
 			"oci-mainpid auto-update --dry-run": func(r *reader, _ block, screen string) {
-				for line := range strings.Lines(updatesOnPage) {
-					if !strings.Contains(screen+"\n", line) {
-						r.t.Errorf("no line %q:\n%s", line, screen)
-					}
+				// podman 5.4 and 5.8 write the image differently.
+				if !regexp.MustCompile(`\nsite web +systemd-site docker\.io/library/caddy\S* +registry (pending|false)`).MatchString(screen) {
+					r.t.Error(screen)
 				}
 			},
 			"systemctl enable --now oci-mainpid-auto-update.timer": func(r *reader, _ block, _ string) {
@@ -449,11 +448,6 @@ var settings = map[page]setting{
 	},
 	"CONTRIBUTING.md": {}, // is read on this machine
 }
-
-// updatesOnPage is what docs/rootful-to-rootless.md shows of oci-mainpid auto-update.
-const updatesOnPage = `UNIT USER CONTAINER    IMAGE                   POLICY   UPDATED
-site web  systemd-site docker.io/library/caddy registry pending
-`
 
 // TestPages types every command of every page, on a machine for each that is
 // set up by what the page itself says, and has systemd, Quadlet and the
