@@ -94,6 +94,11 @@ var initSystems = []initSystem{
 		exited: "grep -q '^7$' /run/upstart.statuses",
 	},
 	{
+		heading: "Finit", restarts: true, restartsAll: true,
+		boot: bootFinit,
+		pid:  "initctl --json status web | sed -n 's/.*\"pid\": *\\([0-9]*\\).*/\\1/p'",
+	},
+	{
 		heading: "OpenRC", restarts: true, restartsAll: true,
 		boot: bootOpenRC, pid: openRCPID, exited: openRCExited,
 		instead: strings.NewReplacer("command=run-web\n", "command=run-web\ncommand_args=--notify=socket\nnotify=socket:ready\n",
@@ -111,6 +116,18 @@ func bootOpenRC(n *initService) {
 	n.shell(`mkdir -p /run/openrc /etc/runlevels/default; cd /run/openrc
 		mkdir -p daemons exclusive failed hotplugged inactive options scheduled started starting stopping tmp wasinactive
 		touch softlevel /etc/insserv.conf`)
+}
+
+// bootFinit has Finit run as the first process of a PID namespace.
+func bootFinit(n *initService) {
+	n.t.Helper()
+	n.shell(`printf 'runlevel 2\n' >/etc/finit.conf; rm -rf /usr/lib/finit/system /run/finit`)
+	n.background(`unshare --mount --pid --fork --kill-child --mount-proc sh -ec 'mount --make-rshared /; mount -t tmpfs none /run/user; exec /sbin/finit'`)
+	n.await("Finit is in runlevel 2", soon, func() bool {
+		pid := n.try("pgrep", "--full", "^/sbin/finit").stdout
+		n.namespaces = []string{"--target=" + pid, "--mount", "--pid"}
+		return n.outside("initctl", "runlevel").stdout == "N 2"
+	})
 }
 
 // upstart plays upstart's part for one job: start(8) and stop(8) with expect stop, respawn
@@ -215,7 +232,7 @@ func (m machine) installInits() (systemless string) {
 	m.t.Helper()
 	m.debian("s6", "supervisor")
 	// These packages are for machines without systemd.
-	m.must(m.online("", "sh", "-ec", `mkdir /var/tmp/inits; cd /var/tmp/inits; apt-get --quiet download runit openrc libeinfo1 librc1t64
+	m.must(m.online("", "sh", "-ec", `mkdir /var/tmp/inits; cd /var/tmp/inits; apt-get --quiet download runit openrc libeinfo1 librc1t64 finit libite5t64 libuev3t64
 		for f in *.deb; do dpkg -x $f /; done`))
 	m.shell(`
 		systemctl disable --quiet --now supervisor
@@ -281,8 +298,11 @@ func (n *initService) background(command string) {
 	n.t.Helper()
 	pid := n.shell(`rm -f /var/log/init.log; setsid ` + command + ` >/var/log/init.log 2>&1 </dev/null & echo $!`)
 	signal := "-TERM"
-	if strings.HasPrefix(command, "runsvdir") {
+	switch name, _, _ := strings.Cut(command, " "); name {
+	case "runsvdir":
 		signal = "-HUP" // so that it ends its runsvs
+	case "unshare":
+		signal = "-KILL" // with all of its PID namespace
 	}
 	n.t.Cleanup(func() { n.try("kill", signal, pid) })
 }
