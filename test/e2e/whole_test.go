@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path"
@@ -58,12 +59,13 @@ func (m machine) copyTree(dir string) {
 	m.must(m.feed(string(files), "tar", "-xzf", "-", "-C", "/", "--no-same-owner", "--no-overwrite-dir", "--keep-directory-symlink"))
 }
 
-// TestWhole: what needs a kernel of its own: vsock, limits that bind.
+// TestWhole: what needs a kernel of its own: vsock, limits that bind, boots.
 func TestWhole(t *testing.T) {
 	onWholeMachine(t, func(m machine) {
 		m.t.Log(m.run("uname", "-r"), m.run("cat", "/sys/fs/cgroup/cgroup.controllers"))
 		m.subtest("vsock", machine.vsock)
 		m.subtest("limits", machine.limits)
+		m.subtest("boots", machine.boots)
 	})
 }
 
@@ -200,4 +202,82 @@ func (m machine) vsock() {
 			m.t.Errorf("status %s after a power-off; %s", got, m.run("cat", log))
 		}
 	})
+}
+
+// boots: units that are enabled come up at a boot, without a login, after their mounts.
+func (m machine) boots() {
+	u, byHand := m.user(), m.user()
+	m.shell(`
+		truncate -s 64M /data.img
+		mkfs.ext4 -q -E root_owner="$1:$1" /data.img
+		mkdir /srv/data
+		echo /data.img /srv/data ext4 loop 0 0 >>/etc/fstab
+		systemctl daemon-reload
+		systemctl start srv-data.mount`, u.uid)
+	u.quadlets(map[string]string{
+		"NAME.container": "[Unit]\nRequiresMountsFor=/srv/data\n[Container]\nImage=" + imageName + "\nContainerName=NAME\nNetwork=none\nVolume=/srv/data:/data\n" +
+			`Exec=sh -c 'trap "exit 0" TERM; echo started >>/data/started; sleep 1000 & wait'` + "\n" + owned + "[Install]\nWantedBy=multi-user.target\n",
+		"NAME-wrong.container": "[Container]\nImage=" + imageName + "\n" + owned + "[X-MianPID]\nCgroup=user\n[Install]\nWantedBy=multi-user.target\n",
+	})
+	units := []unit{u.quadletUnit("NAME.service", "NAME"), byHand.unit(service{mode: "service", options: "--network=none"})}
+	m.systemctl("enable", units[1].name)
+	for _, n := range units {
+		n.start()
+	}
+	said := func(m machine) int {
+		return strings.Count(m.run("dmesg"), u.name+"-wrong.service: will not start: section [X-MianPID]")
+	}
+	for starts, boot := range []struct {
+		name string
+		boot func(context.Context) error
+		same bool // the kernel's boot
+	}{{"systemctl soft-reboot", m.box.SoftReboot, true}} {
+		m.subtest(boot.name, func(m machine) {
+			const bootID = "/proc/sys/kernel/random/boot_id"
+			before, saidBefore, start := m.run("cat", bootID), said(m), time.Now()
+			var invocations []string
+			for _, n := range units {
+				invocations = append(invocations, n.in(m).property("InvocationID"))
+			}
+			if err := boot.boot(interrupted); err != nil {
+				m.t.Fatal(err)
+			}
+			m.t.Logf("took %v", time.Since(start).Round(time.Second))
+			if same := m.run("cat", bootID) == before; same != boot.same {
+				m.t.Errorf("the same boot of the kernel: %t", same)
+			}
+			for i, n := range units {
+				n = n.in(m)
+				n.awaitState("active")
+				n.assertMainPIDIsConmon()
+				if n.property("InvocationID") == invocations[i] {
+					m.t.Errorf("%s has gone on", n.name)
+				}
+				if got := n.podman("ps", "--all", "--format={{.Names}}"); got != n.container {
+					m.t.Errorf("containers of %s: %q", n.user.name, got)
+				}
+			}
+			if sessions := m.shell("loginctl list-sessions --no-legend | grep -v ' manager ' || :") + m.try("ls", "/var/lib/systemd/linger").stdout; sessions != "" {
+				m.t.Errorf("somebody has logged in, or lingers: %s", sessions)
+			}
+			mounted, _ := strconv.Atoi(m.property("srv-data.mount", "ActiveEnterTimestampMonotonic"))
+			started, _ := strconv.Atoi(units[0].in(m).property("InactiveExitTimestampMonotonic"))
+			if mounted == 0 || started < mounted {
+				m.t.Errorf("mounted at %d, started at %d", mounted, started)
+			}
+			if got := m.run("wc", "-l", "/srv/data/started"); got != fmt.Sprint(starts+2, " /srv/data/started") {
+				m.t.Errorf("the container has written %s", got)
+			}
+			if now := said(m); now == 0 || boot.same && now == saidBefore {
+				m.t.Errorf("/dev/kmsg does not name the wrong file, %d times before; %s", saidBefore, m.run("dmesg"))
+			}
+			if state := m.try("systemctl", "is-active", u.name+"-wrong.service").stdout; state == "active" {
+				m.t.Error("the unit with a wrong file runs")
+			}
+		})
+	}
+	for _, n := range units {
+		n.stop()
+		n.assertGone()
+	}
 }
