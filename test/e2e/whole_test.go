@@ -59,13 +59,14 @@ func (m machine) copyTree(dir string) {
 	m.must(m.feed(string(files), "tar", "-xzf", "-", "-C", "/", "--no-same-owner", "--no-overwrite-dir", "--keep-directory-symlink"))
 }
 
-// TestWhole: what needs a kernel of its own: vsock, limits that bind, boots.
+// TestWhole: what needs a kernel of its own: vsock, limits that bind, boots, quotas.
 func TestWhole(t *testing.T) {
 	onWholeMachine(t, func(m machine) {
 		m.t.Log(m.run("uname", "-r"), m.run("cat", "/sys/fs/cgroup/cgroup.controllers"))
 		m.subtest("vsock", machine.vsock)
 		m.subtest("limits", machine.limits)
 		m.subtest("boots", machine.boots)
+		m.subtest("quota on the home", machine.quotaOnHome)
 	})
 }
 
@@ -134,6 +135,40 @@ func (m machine) limits() {
 		n.stop()
 		n.assertGone()
 	})
+}
+
+// quotaOnHome: a user whose quota is used up can stop a unit, cannot start it, is told
+// why, and can start it again with room.
+func (m machine) quotaOnHome() {
+	u := m.user()
+	m.shell(`
+		rm -f /home.img; truncate -s 400M /home.img
+		mkfs.ext4 -q -O quota -E quotatype=usrquota,root_owner=$2:$2 /home.img
+		mount -o loop /home.img /mnt
+		cp -a "/home/$1/." /mnt
+		umount /mnt
+		mount -o loop,usrquota /home.img "/home/$1"
+		setquota -u "$1" 0 80000 0 0 "/home/$1"`, u.name, u.uid)
+	u.quadlets(map[string]string{"NAME.container": sleeper + owned})
+	n := u.quadletUnit("NAME.service", "NAME")
+	n.start()
+	n.assertMainPIDIsConmon()
+	if r := m.try(u.as("dd", "if=/dev/zero", "of="+u.home()+"/full", "bs=4k")...); !strings.Contains(r.stderr, "Disk quota exceeded") {
+		m.t.Fatal(r)
+	}
+	n.stop()
+	if left := m.try("pgrep", "-U", u.uid, "-f", "conmon|sleep").stdout; left != "" {
+		m.t.Errorf("processes are left: %s", left)
+	}
+	r := m.try("systemctl", "start", n.name)
+	if r.status == 0 || !strings.Contains(n.journal(n.name), "disk quota exceeded") {
+		m.t.Errorf("%v\n%s", r, n.journal(n.name))
+	}
+	m.run("rm", u.home()+"/full")
+	n.start()
+	n.assertMainPIDIsConmon()
+	n.stop()
+	n.assertGone()
 }
 
 // vsock: the protocol over the kernel's loopback, and what oci-mainpid run says of a
