@@ -59,7 +59,7 @@ func (m machine) copyTree(dir string) {
 	m.must(m.feed(string(files), "tar", "-xzf", "-", "-C", "/", "--no-same-owner", "--no-overwrite-dir", "--keep-directory-symlink"))
 }
 
-// TestWhole: what needs a kernel of its own: vsock, limits that bind, boots, quotas.
+// TestWhole: what needs a kernel of its own: vsock, limits that bind, boots, quotas, AppArmor.
 func TestWhole(t *testing.T) {
 	onWholeMachine(t, func(m machine) {
 		m.t.Log(m.run("uname", "-r"), m.run("cat", "/sys/fs/cgroup/cgroup.controllers"))
@@ -67,6 +67,7 @@ func TestWhole(t *testing.T) {
 		m.subtest("limits", machine.limits)
 		m.subtest("boots", machine.boots)
 		m.subtest("quota on the home", machine.quotaOnHome)
+		m.subtest("AppArmor", machine.appArmor)
 	})
 }
 
@@ -237,6 +238,43 @@ func (m machine) vsock() {
 			m.t.Errorf("status %s after a power-off; %s", got, m.run("cat", log))
 		}
 	})
+}
+
+// appArmor: a profile of podman's that is enforced and denies nothing that podman and
+// the hook need.
+func (m machine) appArmor() {
+	const profile = "podman-e2e"
+	m.write("/etc/apparmor.d/"+profile, `abi <abi/4.0>,
+profile `+profile+` /usr/bin/podman flags=(attach_disconnected) {
+  all,
+  deny /etc/e2e-secret r,
+}
+`)
+	m.run("touch", "/etc/e2e-secret")
+	m.run("apparmor_parser", "--replace", "/etc/apparmor.d/"+profile)
+	m.t.Cleanup(func() { m.try("apparmor_parser", "--remove", "/etc/apparmor.d/"+profile) })
+	for _, mode := range []string{"mixed", "service", "user"} {
+		m.subtest(mode, func(m machine) {
+			u := m.user()
+			u.quadlets(map[string]string{"NAME.container": sleeper + "Network=none\n" + owned + inMode(mode)})
+			n := u.quadletUnit("NAME.service", "NAME")
+			n.start()
+			p := n.assertMainPIDIsConmon()
+			for what, pid := range map[string]string{"conmon": p.conmon, "the container": p.payload} {
+				if got := m.run("cat", "/proc/"+pid+"/attr/current"); got != profile+" (enforce)" {
+					m.t.Errorf("%s runs as %s", what, got)
+				}
+			}
+			if r := m.try(u.as("podman", "unshare", "cat", "/etc/e2e-secret")...); !strings.Contains(r.stderr, "Permission denied") {
+				m.t.Errorf("the profile is not enforced: %v", r)
+			}
+			if denied := m.shell(`dmesg | grep 'apparmor="DENIED".*"podman-e2e"' || :`); denied != "" {
+				m.t.Errorf("denied: %s", denied)
+			}
+			n.stop()
+			n.assertGone()
+		})
+	}
 }
 
 // boots: units that are enabled come up at a boot, without a login, after their mounts.
