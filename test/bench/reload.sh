@@ -38,9 +38,10 @@ answers() { # whether the container with the port does
 
 # Writes the time of each answer.
 ask() { # FILE
+	trap '' PIPE # of who ends in the middle of a question
 	while :; do
 		! answers || echo "${EPOCHREALTIME/./}"
-	done >"$1"
+	done >>"$1"
 }
 
 # The longest time between two answers, in microseconds.
@@ -61,7 +62,8 @@ measure() { # HOW WHAT
 	systemctl "$2" "reload-$1"
 	took=$((${EPOCHREALTIME/./} - begin))
 	if [ -n "$asker" ]; then
-		until answers; do sleep 0.1; done
+		until answers; do sleep 0.01; done
+		echo "${EPOCHREALTIME/./}" >>"$times"
 		kill $asker
 		wait $asker || :
 		gap=$(longest "$times")
