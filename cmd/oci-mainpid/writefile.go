@@ -14,7 +14,7 @@ import (
 // writeFile writes a file whole, or leaves the old file. Root asked for the file, and no
 // other user may lead it elsewhere. So each directory on the path must be root's and
 // writable by nobody else, or have the sticky bit like /tmp. No link is followed. An
-// old file must be a regular file of root's.
+// old file must be a regular file of root's; its mode is kept. A new file has mode 0644.
 func writeFile(path string, data []byte) error {
 	absolute, err := absolutePath(path)
 	if err != nil {
@@ -26,7 +26,8 @@ func writeFile(path string, data []byte) error {
 	}
 	defer unix.Close(dir)
 	name := filepath.Base(absolute)
-	if err := replaceable(dir, name); err != nil {
+	mode, err := replaceable(dir, name)
+	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	temporary := "." + name + "." + rand.Text()
@@ -36,7 +37,7 @@ func writeFile(path string, data []byte) error {
 	}
 	f := os.NewFile(uintptr(fd), temporary)
 	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
 	if err == nil {
 		err = unix.Renameat(dir, temporary, dir, name)
 	}
@@ -114,21 +115,22 @@ func onlyRoots(dir int) error {
 	return nil
 }
 
-// replaceable fails if the name is taken by anything but a regular file of root's.
-func replaceable(dir int, name string) error {
+// replaceable returns the mode of the file with that name, or of a new one. It fails if
+// the name is taken by anything but a regular file of root's.
+func replaceable(dir int, name string) (os.FileMode, error) {
 	var st unix.Stat_t
 	err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	switch {
 	case err == unix.ENOENT:
-		return nil
+		return 0o644, nil
 	case err != nil:
-		return err
+		return 0, err
 	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
-		return errors.New("is a symbolic link: remove it, or name another file")
+		return 0, errors.New("is a symbolic link: remove it, or name another file")
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return errors.New("is not a regular file: name another one")
+		return 0, errors.New("is not a regular file: name another one")
 	case st.Uid != 0:
-		return fmt.Errorf("belongs to UID %d: remove it, or name another file", st.Uid)
+		return 0, fmt.Errorf("belongs to UID %d: remove it, or name another file", st.Uid)
 	}
-	return nil
+	return os.FileMode(st.Mode & 0o777), nil
 }

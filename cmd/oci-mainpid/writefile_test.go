@@ -58,6 +58,9 @@ func TestWriteFile(t *testing.T) {
 		var got []byte
 		if info, err := os.Lstat(filepath.Join(dir, "x.svg")); err == nil && info.Mode().IsRegular() {
 			got, _ = os.ReadFile(filepath.Join(dir, "x.svg"))
+			if want := map[bool]os.FileMode{true: 0o600, false: 0o644}[name == "a file of root's"]; c.want == "" && info.Mode() != want {
+				t.Errorf("%s: the mode is %v, want %v", name, info.Mode(), want)
+			}
 		}
 		if (string(got) == "new") != (c.want == "") {
 			t.Errorf("%s: the file has %q", name, got)
