@@ -66,6 +66,15 @@ func unquoteValue(v string) string {
 // reference, such as Volume.
 type reference struct{ key, file string }
 
+// References returns the names of the Quadlet files that the service references.
+func (c *Converted) References() []string {
+	var names []string
+	for _, r := range references(c.Unit) {
+		names = append(names, r.file)
+	}
+	return names
+}
+
 // references returns the Quadlet files that a service made by Quadlet references.
 func references(u *unitfile.File) []reference {
 	var found []reference

@@ -110,7 +110,7 @@ func addUser(ctx context.Context, name, home string) (u addedUser, err error) {
 		return u, usageError(fmt.Errorf("--home=%s: must be an absolute path of letters, digits and . _ + @ -, such as /srv/%s", home, name))
 	}
 	// Two calls at once must not find the same range free.
-	lock, err := lockState()
+	lock, err := lockDir(stateDir)
 	if err != nil {
 		return u, err
 	}
@@ -254,19 +254,19 @@ func runTool(ctx context.Context, lock *os.File, args ...string) error {
 	return nil
 }
 
-// lockState waits until no other oci-mainpid has stateDir, which it makes. The lock ends
-// when the file is closed.
-func lockState() (*os.File, error) {
-	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+// lockDir waits until no other oci-mainpid has locked a directory of root's, which it
+// makes. The lock ends when the file is closed.
+func lockDir(path string) (*os.File, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, err
 	}
-	dir, err := os.Open(stateDir)
+	dir, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
 		dir.Close()
-		return nil, fmt.Errorf("lock %s: %w", stateDir, err)
+		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return dir, nil
 }

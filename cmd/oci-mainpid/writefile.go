@@ -48,6 +48,17 @@ func writeFile(path string, data []byte) error {
 	return nil
 }
 
+// writable fails if writeFile would refuse to replace the file.
+func writable(path string) error {
+	dir, err := openDirectory(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	_, err = replaceable(dir, filepath.Base(path))
+	return err
+}
+
 // absolutePath is filepath.Abs with the kernel's path of the working directory, which
 // has no links.
 func absolutePath(path string) (string, error) {

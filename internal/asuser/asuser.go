@@ -45,8 +45,11 @@ var runs atomic.Int32
 
 // unitName returns a name for the transient unit of a command.
 func unitName() string {
-	return fmt.Sprintf("oci-mainpid-podman-%d-%d.service", os.Getpid(), runs.Add(1))
+	return strings.Replace(Units(os.Getpid()), "*", fmt.Sprint(runs.Add(1)), 1)
 }
+
+// Units is a pattern of the names of the transient units of a process with that PID.
+func Units(pid int) string { return fmt.Sprintf("oci-mainpid-podman-%d-*.service", pid) }
 
 // Run runs the command in a transient unit, which starts the user's manager if it
 // does not run, and returns the command's exit status. Signals that would end this
