@@ -289,10 +289,11 @@ func (n unit) assertGone() {
 			n.t.Fatalf("of %s there is left:\n%s", n.name, left)
 		}
 	}
+	r := n.try(n.as("podman", "ps", "--all", "--format={{.Names}} {{.Status}}")...)
 	if n.try("test", "-e", n.runtimeDir()).status != 0 {
-		return // without it podman cannot run, nor can a container
+		return // without it, or while it goes, podman cannot run, nor can a container
 	}
-	if containers := n.podman("ps", "--all", "--format={{.Names}} {{.Status}}"); containers != "" {
+	if containers := n.must(r); containers != "" {
 		n.t.Errorf("containers are left: %s", containers)
 	}
 }
