@@ -81,10 +81,10 @@ func makeOwn(path, top string) error {
 	return err
 }
 
-// takePlace makes the container's directory. It fails if another run has it, and waits
+// takePlace makes the container's directory below base, and what is missing of that from
+// top on. It fails if another run has it, and waits
 // until the podman that a killed run has left behind has ended.
-func takePlace(name string) (*place, error) {
-	base, top := ownBaseDir()
+func takePlace(base, top, name string) (*place, error) {
 	p := &place{dir: filepath.Join(base, name)}
 	for {
 		if err := makeOwn(p.dir, top); err != nil {

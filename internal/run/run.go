@@ -126,7 +126,8 @@ func (c Config) Run() (status int, err error) {
 	if r.children, err = newChildren(!r.inUnit); err != nil {
 		return 0, err
 	}
-	if r.place, err = takePlace(r.command.name); err != nil {
+	base, top := ownBaseDir()
+	if r.place, err = takePlace(base, top, r.command.name); err != nil {
 		return 0, err
 	}
 	defer r.place.close()

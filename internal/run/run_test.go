@@ -193,19 +193,13 @@ func TestClearPIDFile(t *testing.T) {
 
 // One run has a container's directory; the next one gets it when the first has ended.
 func TestPlace(t *testing.T) {
-	if os.Geteuid() == 0 {
-		t.Skip("root's directory is /run/oci-mainpid")
-	}
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("XDG_RUNTIME_DIR", dir)
-	p, err := takePlace("a")
+	top := filepath.Join(t.TempDir(), "top")
+	base := filepath.Join(top, "run")
+	p, err := takePlace(base, top, "a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := takePlace("a"); err == nil || !strings.Contains(err.Error(), "another oci-mainpid run has it") {
+	if _, err := takePlace(base, top, "a"); err == nil || !strings.Contains(err.Error(), "another oci-mainpid run has it") {
 		t.Error(err)
 	}
 	if err := p.recordPodman(os.Getppid()); err != nil {
@@ -215,7 +209,7 @@ func TestPlace(t *testing.T) {
 	if _, err := os.Lstat(p.dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("the directory is left:", err)
 	}
-	if p, err = takePlace("a"); err != nil {
+	if p, err = takePlace(base, top, "a"); err != nil {
 		t.Fatal(err)
 	}
 	p.close()
