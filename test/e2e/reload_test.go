@@ -73,97 +73,117 @@ func (n unit) assertOneContainer() {
 
 // TestReload: systemctl reload puts another container in the place of the one that runs.
 func TestReload(t *testing.T) {
-	onStacks(t, func(m machine) {
-		for _, c := range []struct {
-			mode, runtime, notify string
-		}{
-			{"mixed", "crun", "conmon"}, {"mixed", "runc", "container"}, {"mixed", "crun", "healthy"},
-			{"service", "crun", "container"}, {"service", "runc", "conmon"},
-			{"user", "crun", "conmon"}, {"user", "runc", "conmon"},
-		} {
-			m.share(fmt.Sprintf("Cgroup=%s, %s, %s", c.mode, c.runtime, c.notify), func(m machine) {
-				u := m.user()
-				text := map[string]string{"conmon": sleeper, "container": listener + "Exec=" + guestPath + "\nNotify=yes\n", "healthy": sleeper + "HealthCmd=true\nHealthInterval=1s\nNotify=healthy\n"}[c.notify]
-				u.quadlets(map[string]string{"NAME.container": text + "GlobalArgs=--runtime=" + c.runtime + "\n" + owned + reloading("beside", c.mode)})
-				n := u.quadletUnit("NAME.service", "NAME")
-				n.start()
-				first := n.assertMainPIDIsConmon()
-				n.reload()
-				second := n.reload()
-				if m.try("test", "-e", "/proc/"+first.payload).status == 0 {
-					m.t.Errorf("the first container still runs, process %s", first.payload)
-				}
-				if c.mode != "user" && !strings.Contains(m.cgroup(second.conmon), "/"+n.name) {
-					m.t.Errorf("conmon is in %s", m.cgroup(second.conmon))
-				}
-				n.podman("kill", "--signal=KILL", n.container)
-				n.awaitState("failed")
-				n.assertEnded("failed", "exit-code", "137")
-				n.assertGone()
-			})
-		}
-		m.share("an instance of a template", func(m machine) {
+	onStacks(t, func(m machine) { m.reloads("beside") })
+}
+
+// reloads tests what is the same with each word of Reload=: another container, or the
+// reason why not.
+func (m machine) reloads(how string) {
+	swap := how == "swap"
+	for _, c := range []struct {
+		mode, runtime, notify string
+	}{
+		{"mixed", "crun", "conmon"}, {"mixed", "runc", "container"}, {"mixed", "crun", "healthy"},
+		{"service", "crun", "container"}, {"service", "runc", "conmon"},
+		{"user", "crun", "conmon"}, {"user", "runc", "conmon"},
+	} {
+		m.share(fmt.Sprintf("Cgroup=%s, %s, %s", c.mode, c.runtime, c.notify), func(m machine) {
 			u := m.user()
-			u.quadlets(map[string]string{"NAME@.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-%i", 1) + owned + reloading("beside", "mixed")})
-			n := u.quadletUnit("NAME@one.service", "NAME-one")
+			port := "1" + u.uid[len(u.uid)-4:]
+			text := map[string]string{"conmon": sleeper, "container": listener + "Exec=" + guestPath + " :80\nNotify=yes\n", "healthy": sleeper + "HealthCmd=true\nHealthInterval=1s\nNotify=healthy\n"}[c.notify]
+			if swap { // which a published port needs
+				text += "PublishPort=127.0.0.1:" + port + ":80\n"
+			}
+			u.quadlets(map[string]string{"NAME.container": text + "GlobalArgs=--runtime=" + c.runtime + "\n" + owned + reloading(how, c.mode)})
+			n := u.quadletUnit("NAME.service", "NAME")
 			n.start()
+			first := n.assertMainPIDIsConmon()
 			n.reload()
-			n.stop()
+			second := n.reload()
+			if m.try("test", "-e", "/proc/"+first.payload).status == 0 {
+				m.t.Errorf("the first container still runs, process %s", first.payload)
+			}
+			if c.mode != "user" && !strings.Contains(m.cgroup(second.conmon), "/"+n.name) {
+				m.t.Errorf("conmon is in %s", m.cgroup(second.conmon))
+			}
+			if swap && c.notify == "container" {
+				m.assertAnswers("http://127.0.0.1:"+port, ":80")
+			}
+			n.podman("kill", "--signal=KILL", n.container)
+			n.awaitState("failed")
+			n.assertEnded("failed", "exit-code", "137")
 			n.assertGone()
 		})
-		m.share("written by hand", func(m machine) {
-			n := m.user().unitWithoutDropin(service{mode: "mixed"})
-			m.run("oci-mainpid", "generate", "--user="+n.user.name, "--reload=beside", unitDir+"/"+n.name)
-			m.systemctl("daemon-reload")
-			n.start()
-			n.reload()
-			if out := m.run("oci-mainpid", "explain", n.name); !strings.Contains(out, "The last reload took") || !strings.Contains(out, "verify and move") {
-				m.t.Errorf("explain: %s", out)
-			}
-			if s := n.status(); s.Problem != "" || s.Agrees == nil || !*s.Agrees {
-				m.t.Errorf("status: %+v", s)
-			}
-			for _, p := range n.points() {
-				if p.Level == "fail" {
-					m.t.Errorf("check: %+v", p)
-				}
-			}
-			n.stop()
-			n.assertGone()
-		})
-		for _, c := range []struct{ name, lines, reason string }{
-			{"a command that ends", "Exec=false\n", "ended"},
-			{"an image that is not there", "Image=localhost/none\nPull=never\n", "none"},
-			{"READY=1 that does not come", "Notify=yes\nHealthCmd=none\n", "not ready within 15s"},
-		} {
-			m.share("fails: "+c.name, func(m machine) {
-				u := m.user()
-				// The container of the start gets another command than that of the reload.
-				u.quadlets(map[string]string{"NAME.container": sleeper + owned + "TimeoutStartSec=30\n" + reloading("beside", "mixed")})
-				n := u.quadletUnit("NAME.service", "NAME")
-				n.start()
-				before, id := n.assertMainPIDIsConmon(), n.inspect(n.container, ".Id")
-				m.write(quadletDir+"/"+u.name+"/"+u.name+".container", strings.NewReplacer("NAME", u.name, "USER", u.name).Replace(strings.TrimSuffix(sleeper, "\n")+"\n"+c.lines+owned+"TimeoutStartSec=30\n"+reloading("beside", "mixed")))
-				m.systemctl("daemon-reload")
-				if r := m.try("systemctl", "reload", n.name); r.status == 0 {
-					m.t.Errorf("reloaded: %v", r)
-				}
-				if after := n.assertMainPIDIsConmon(); after != before || n.inspect(n.container, ".Id") != id {
-					m.t.Errorf("before %v, after %v", before, after)
-				}
-				n.assertOneContainer()
-				said := n.messages("oci-mainpid")
-				if len(said) != 1 || !regexp.MustCompile(`^`+n.name+`: not reloaded: .*`+c.reason).MatchString(said[0]) {
-					m.t.Errorf("oci-mainpid said %q, not one line about %s", said, c.reason)
-				}
-				if status := n.property("StatusText"); !strings.Contains(status, c.reason) {
-					m.t.Errorf("STATUS=%s", status)
-				}
-				n.stop()
-				n.assertGone()
-			})
-		}
+	}
+	m.share("an instance of a template", func(m machine) {
+		u := m.user()
+		u.quadlets(map[string]string{"NAME@.container": strings.Replace(sleeper, "ContainerName=NAME", "ContainerName=NAME-%i", 1) + owned + reloading(how, "mixed")})
+		n := u.quadletUnit("NAME@one.service", "NAME-one")
+		n.start()
+		n.reload()
+		n.stop()
+		n.assertGone()
 	})
+	m.share("written by hand", func(m machine) {
+		n := m.user().unitWithoutDropin(service{mode: "mixed"})
+		m.run("oci-mainpid", "generate", "--user="+n.user.name, "--reload="+how, unitDir+"/"+n.name)
+		m.systemctl("daemon-reload")
+		n.start()
+		n.reload()
+		told := map[string]string{"beside": "verify and move", "swap": "end old one, start new"}[how]
+		if out := m.run("oci-mainpid", "explain", n.name); !strings.Contains(out, "The last reload took") || !strings.Contains(out, told) {
+			m.t.Errorf("explain: %s", out)
+		}
+		if s := n.status(); s.Problem != "" || s.Agrees == nil || !*s.Agrees {
+			m.t.Errorf("status: %+v", s)
+		}
+		for _, p := range n.points() {
+			if p.Level == "fail" {
+				m.t.Errorf("check: %+v", p)
+			}
+		}
+		n.stop()
+		n.assertGone()
+	})
+	for _, c := range []struct {
+		name, lines, reason string
+		before              bool // known before the old container ends
+	}{
+		{"a command that ends", "Exec=false\n", "ended", false},
+		{"an image that is not there", "Image=localhost/none\nPull=never\n", "none", true},
+		{"READY=1 that does not come", "Notify=yes\nHealthCmd=none\n", "not ready within 15s", false},
+	} {
+		m.share("fails: "+c.name, func(m machine) {
+			u := m.user()
+			more := owned + "TimeoutStartSec=30\n" + reloading(how, "mixed")
+			// The container of the start gets another command than that of the reload.
+			u.quadlets(map[string]string{"NAME.container": sleeper + more})
+			n := u.quadletUnit("NAME.service", "NAME")
+			n.start()
+			before, id := n.properties(), n.inspect(n.container, ".Id")
+			m.write(quadletDir+"/"+u.name+"/"+u.name+".container", strings.NewReplacer("NAME", u.name, "USER", u.name).Replace(strings.TrimSuffix(sleeper, "\n")+"\n"+c.lines+more))
+			m.systemctl("daemon-reload")
+			if r := m.try("systemctl", "reload", n.name); r.status == 0 {
+				m.t.Errorf("reloaded: %v", r)
+			}
+			n.assertMainPIDIsConmon()
+			n.assertStayed(before)
+			n.assertOneContainer()
+			stays := !swap || c.before
+			if after := n.inspect(n.container, ".Id"); (after == id) != stays || stays && n.property("MainPID") != before["MainPID"] {
+				m.t.Errorf("the container was %s, and is %s", id, after)
+			}
+			said := n.messages("oci-mainpid")
+			if len(said) != 1 || !regexp.MustCompile(`^`+n.name+`: not reloaded: .*`+c.reason).MatchString(said[0]) {
+				m.t.Errorf("oci-mainpid said %q, not one line about %s", said, c.reason)
+			}
+			if status := n.property("StatusText"); !strings.Contains(status, c.reason) {
+				m.t.Errorf("STATUS=%s", status)
+			}
+			n.stop()
+			n.assertGone()
+		})
+	}
 }
 
 // TestReloadSockets: a client that connects without a pause loses no connection by

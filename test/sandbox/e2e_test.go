@@ -27,25 +27,30 @@ func TestMachine(t *testing.T) {
 	}
 }
 
-func testMachine(t *testing.T, suite Suite) {
+// boot boots a machine until the end of the test. must runs a command in it that has to
+// succeed, and returns what it printed.
+func boot(t *testing.T, c Config) (m *Machine, must func(args ...string) string) {
+	t.Helper()
 	ctx := context.Background()
 	var progress bytes.Buffer
-	m, err := Boot(ctx, Config{Suite: suite, Progress: &progress})
+	c.Progress = &progress
+	start := time.Now()
+	m, err := Boot(ctx, c)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v\n%s", err, &progress)
 	}
-	t.Log(progress.String())
+	t.Logf("%sbooted after %v", &progress, time.Since(start).Round(time.Second))
 	supervisor, err := identify(m.Supervisor.PID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := m.PowerOff(ctx); err != nil {
 			t.Errorf("PowerOff: %v", err)
 		}
 		checkGone(t, m, supervisor)
-	}()
-	must := func(args ...string) string {
+	})
+	must = func(args ...string) string {
 		t.Helper()
 		out, err := m.Command(ctx, args[0], args[1:]...).CombinedOutput()
 		if err != nil {
@@ -53,12 +58,17 @@ func testMachine(t *testing.T, suite Suite) {
 		}
 		return strings.TrimSpace(string(out))
 	}
-
-	t.Log(must("sh", "-c", "systemctl --version | head -n 1; podman --version; crun --version | head -n 1; runc --version | head -n 1; conmon --version | head -n 1"))
 	if failed := must("systemctl", "list-units", "--failed", "--plain", "--no-legend"); failed != "" {
 		t.Errorf("failed units:\n%s", failed)
 	}
+	return m, must
+}
 
+func testMachine(t *testing.T, suite Suite) {
+	ctx := context.Background()
+	m, must := boot(t, Config{Suite: suite})
+
+	t.Log(must("sh", "-c", "systemctl --version | head -n 1; podman --version; crun --version | head -n 1; runc --version | head -n 1; conmon --version | head -n 1"))
 	t.Run("environment", func(t *testing.T) {
 		if got, want := must("sh", "-c", "echo $HOME $LANG $PWD; hostname; id -u"), "/root C.UTF-8 /\n"+m.Name+"\n0"; got != want {
 			t.Errorf("got %q, want %q", got, want)

@@ -94,7 +94,6 @@ func (m *Machine) start(lower string) error {
 	defer console.Close()
 	nspawn := nspawnArgs(m.Name, m.root(), m.Cgroup != "")
 	cmd := exec.Command("/bin/sh", append([]string{"-c", supervise, "sandbox-" + m.Name, m.Cgroup}, nspawn...)...)
-	cmd.Dir = "/"
 	cmd.Env = []string{
 		searchPath,
 		// The host may have cgroup version 1 beside 2.
@@ -103,9 +102,16 @@ func (m *Machine) start(lower string) error {
 		// mount one of its own.
 		"SYSTEMD_NSPAWN_API_VFS_WRITABLE=1",
 	}
+	return m.supervise(cmd, console)
+}
+
+// supervise starts the program that runs the machine, in a session of its own.
+func (m *Machine) supervise(cmd *exec.Cmd, console *os.File) error {
+	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = console, console
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	err := cmd.Start()
+	if err != nil {
 		return err
 	}
 	m.Supervisor, err = identify(cmd.Process.Pid)

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -212,19 +211,8 @@ func (m *Machine) startWhole(image string) error {
 	}
 	defer console.Close()
 	cmd := exec.Command("qemu-system-x86_64", args...)
-	cmd.Dir = "/"
 	cmd.Env = []string{searchPath, "TMPDIR=" + m.Disk}
-	cmd.Stdout, cmd.Stderr = console, console
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	m.Supervisor, err = identify(cmd.Process.Pid)
-	go cmd.Wait() // leave no zombie
-	if err != nil {
-		return err
-	}
-	return m.save()
+	return m.supervise(cmd, console)
 }
 
 // port is the socket of one of the machine's ports.
@@ -248,7 +236,7 @@ func (m *Machine) rebootWhole(ctx context.Context, verb string) error {
 	if out, err := m.Command(ctx, "systemctl", verb, "--no-block").CombinedOutput(); err != nil {
 		return fmt.Errorf("systemctl %s: %w\n%s", verb, err, out)
 	}
-	for now := before; now == before || err != nil; now, err = ask() {
+	for boot := before; boot == before || err != nil; boot, err = ask() {
 		if err := pause(ctx, 200*time.Millisecond); err != nil {
 			return fmt.Errorf("wait for the end of systemctl %s: %w", verb, err)
 		}

@@ -18,31 +18,7 @@ import (
 // TestWholeMachine boots a machine with a kernel of its own.
 func TestWholeMachine(t *testing.T) {
 	ctx := context.Background()
-	var progress bytes.Buffer
-	start := time.Now()
-	m, err := Boot(ctx, Config{Suite: Trixie, Whole: true, Progress: &progress})
-	if err != nil {
-		t.Fatalf("%v\n%s", err, &progress)
-	}
-	t.Logf("%sbooted after %v", &progress, time.Since(start).Round(time.Second))
-	supervisor := m.Supervisor
-	defer func() {
-		if err := m.PowerOff(ctx); err != nil {
-			t.Errorf("PowerOff: %v", err)
-		}
-		checkGone(t, m, supervisor)
-	}()
-	must := func(args ...string) string {
-		t.Helper()
-		out, err := m.Command(ctx, args[0], args[1:]...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%q: %v\n%s", args, err, out)
-		}
-		return strings.TrimSpace(string(out))
-	}
-	if failed := must("systemctl", "list-units", "--failed", "--plain", "--no-legend"); failed != "" {
-		t.Errorf("failed units:\n%s", failed)
-	}
+	m, must := boot(t, Config{Suite: Trixie, Whole: true})
 	t.Run("environment", func(t *testing.T) {
 		if got, want := must("sh", "-c", "echo $HOME $LANG $PWD; hostname; id -u"), "/root C.UTF-8 /\n"+m.Name+"\n0"; got != want {
 			t.Errorf("got %q, want %q", got, want)
