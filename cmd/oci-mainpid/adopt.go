@@ -425,7 +425,7 @@ func (a *adopter) planVolume(ctx context.Context, p *adoption, name, dir string,
 		return fmt.Errorf("%s has a volume %s already: look into it, then type: oci-mainpid podman --user=%[1]s volume rm %s", p.User, name, terminal.Quote(name))
 	}
 	p.Volumes = append(p.Volumes, name)
-	p.item("volume", name, sizeOf(ctx, dir), "is copied")
+	p.item("volume", name, diskUsage(ctx, dir), "is copied")
 	return nil
 }
 

@@ -353,18 +353,10 @@ func readAdoption(unit string) (*adoption, error) {
 	return p, nil
 }
 
-// boundedBuffer keeps the first bytes of what a user's program writes.
-type boundedBuffer struct{ bytes.Buffer }
-
-func (b *boundedBuffer) Write(data []byte) (int, error) {
-	b.Buffer.Write(data[:min(len(data), max(0, 64<<10-b.Len()))])
-	return len(data), nil
-}
-
 // asUser runs a command as the user, and returns what it wrote. A command that is not
 // fed by root has userTime.
 func (a *adopter) asUser(ctx context.Context, p *adoption, stdin io.Reader, args ...string) (string, error) {
-	var stdout, stderr boundedBuffer
+	var stdout, stderr asuser.Buffer
 	c := asuser.Command{Account: p.account, Args: args, Stdin: stdin, Stdout: &stdout, Stderr: &stderr}
 	if stdin == nil {
 		c.Timeout = userTime
@@ -381,7 +373,7 @@ func (a *adopter) asUser(ctx context.Context, p *adoption, stdin io.Reader, args
 
 // has reports whether the user's podman has a thing of that name.
 func (a *adopter) has(ctx context.Context, p *adoption, what, name string) (bool, error) {
-	var stderr boundedBuffer
+	var stderr asuser.Buffer
 	status, err := asuser.Command{Account: p.account, Args: []string{"podman", what, "exists", name}, Stderr: &stderr, Timeout: userTime}.Run(ctx)
 	if err == nil && status > 1 {
 		err = fmt.Errorf("as %s: podman %s exists %s: exit status %d: %s", p.User, what, name, status, lastLine(stderr.String()))
@@ -397,7 +389,7 @@ func lastLine(text string) string {
 // pipe copies what root's command writes to a command of the user's.
 func (a *adopter) pipe(ctx context.Context, p *adoption, title string, size int64, from, to []string) error {
 	cmd := exec.CommandContext(ctx, from[0], from[1:]...)
-	var message boundedBuffer
+	var message asuser.Buffer
 	cmd.Stderr = &message
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -435,8 +427,8 @@ func podmanOfRoot(ctx context.Context, args ...string) (string, error) {
 	return strings.TrimSpace(stdout.String()), nil
 }
 
-// sizeOf returns how many bytes the files below a directory have, 0 if that is not known.
-func sizeOf(ctx context.Context, dir string) int64 {
+// diskUsage returns how many bytes the files below a directory have, 0 if that is not known.
+func diskUsage(ctx context.Context, dir string) int64 {
 	out, err := exec.CommandContext(ctx, "du", "--bytes", "--summarize", dir).Output()
 	if err != nil {
 		return 0

@@ -158,7 +158,7 @@ const maxOutput = 4 << 20
 // last line of each piece of standard error. The error is the last line of standard
 // error if the command did not succeed, and "interrupted" if ctx has ended.
 func (c Command) Output(ctx context.Context, each func(line string)) (stdout, stderr []byte, err error) {
-	var out, said limited
+	var out, said Buffer
 	said.each = each
 	c.Stdout, c.Stderr = &out, &said
 	began := time.Now()
@@ -181,14 +181,15 @@ func (c Command) Output(ctx context.Context, each func(line string)) (stdout, st
 	return out.text, said.text, err
 }
 
-// limited keeps the first maxOutput bytes, and calls each with the last whole line of
-// what is written.
-type limited struct {
+// Buffer keeps the first 4 MiB of what a user's program writes. It calls each with the last
+// whole line of what is written.
+type Buffer struct {
 	text, line []byte
 	each       func(line string)
 }
 
-func (o *limited) Write(b []byte) (int, error) {
+// Write implements io.Writer. It never fails.
+func (o *Buffer) Write(b []byte) (int, error) {
 	o.text = append(o.text, b[:min(len(b), maxOutput-len(o.text))]...)
 	if o.each != nil {
 		o.line = append(o.line, b...)
@@ -201,6 +202,9 @@ func (o *limited) Write(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
+
+// String returns what was kept.
+func (o *Buffer) String() string { return string(o.text) }
 
 // input returns what the command reads: of a terminal nothing, for another program
 // of a pipeline, such as less(1), reads from it.

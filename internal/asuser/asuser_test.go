@@ -52,7 +52,7 @@ func TestNoTerminal(t *testing.T) {
 // TestOutput: what a command prints is bounded, and the last line of a piece is told.
 func TestOutput(t *testing.T) {
 	var told []string
-	o := limited{each: func(line string) { told = append(told, line) }}
+	o := Buffer{each: func(line string) { told = append(told, line) }}
 	for _, text := range []string{"a\nb\nc", "d\n", "e", "", "f\n"} {
 		if n, err := o.Write([]byte(text)); n != len(text) || err != nil {
 			t.Errorf("%d %v", n, err)

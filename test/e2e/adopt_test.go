@@ -35,7 +35,7 @@ func (m machine) rootful(name, exec, more string) rootful {
 			return
 		}
 		for _, script := range []string{
-			`systemctl stop "$1" "$1-network"`,
+			`systemctl stop "$1" "$1-network"; rm -f "/etc/systemd/system/$1-needs.service"`,
 			`rm -rf /etc/containers/systemd/"$1".* "/var/lib/oci-mainpid/adopt/$1.service"`,
 			`systemctl daemon-reload`,
 			`podman volume rm "systemd-$1"; podman secret rm "$1-secret" "$1-env"; podman network rm "systemd-$1"; podman rmi "localhost/$1:v1"`,
@@ -53,8 +53,10 @@ func (m machine) rootful(name, exec, more string) rootful {
 	m.write(r.file(), expand("[Unit]\nDescription=Root's\n[Container]\nImage=localhost/NAME:v1\nVolume=NAME.volume:/data\nNetwork=NAME.network\nSecret=NAME-secret\nSecret=NAME-env,type=env,target=VARIABLE\nExec="+exec+"\n"+more))
 	m.write(quadletDir+"/"+name+".volume", "[Volume]\n")
 	m.write(quadletDir+"/"+name+".network", "[Network]\n")
+	// It stops with the service.
+	m.write(unitDir+"/"+name+"-needs.service", expand("[Unit]\nRequires=NAME.service\nAfter=NAME.service\n[Service]\nExecStart=sleep 3000\n"))
 	m.systemctl("daemon-reload")
-	m.systemctl("start", name)
+	m.systemctl("start", name, name+"-needs")
 	m.run("podman", "exec", "systemd-"+name, "sh", "-ec", `cd /data
 		echo root >root; echo user >user; ln -s user link; mkdir -m 1777 dir; echo deep >dir/deep
 		chown 1000:1001 user; chmod 4640 user; chown 33 dir/deep; chmod 711 .; chown 1000 .`)
@@ -86,12 +88,21 @@ func (r rootful) adopt(args ...string) []string {
 	return append([]string{"oci-mainpid", "adopt"}, append(args, r.name)...)
 }
 
+// assertNeedsIsBack checks that the unit that stops with the service runs.
+func (r rootful) assertNeedsIsBack() {
+	r.t.Helper()
+	if got := r.property(r.name+"-needs.service", "ActiveState"); got != "active" {
+		r.t.Errorf("the unit that needs the service is %s", got)
+	}
+}
+
 // assertRoots checks that root's service runs, and that the user has nothing of it.
 func (r rootful) assertRoots(user string) {
 	r.t.Helper()
 	if got := r.property(r.name, "ActiveState") + " " + r.property(r.name, "User"); got != "active " {
 		r.t.Errorf("root's service is %q", got)
 	}
+	r.assertNeedsIsBack()
 	r.run("podman", "exec", "systemd-"+r.name, "cat", "/data/dir/deep")
 	if r.try("id", user).status == 0 {
 		for _, c := range [][]string{{"volume", "ls", "--format={{.Name}}"}, {"secret", "ls", "--format={{.Name}}"}, {"images", "--format={{.Repository}}"}, {"network", "ls", "--format={{.Name}}"}} {
@@ -111,6 +122,7 @@ func (r rootful) assertAdopted(user string) {
 	u := r.existingUser(user)
 	n := unit{u, r.name + ".service", "systemd-" + r.name}
 	n.assertMainPIDIsConmon()
+	r.assertNeedsIsBack()
 	got := n.podman("exec", n.container, "sh", "-ec", `cd /data; stat -c '%u:%g %a %n' . root user dir dir/deep; cat link dir/deep; readlink link; od -An -c /run/secrets/`+r.name+`-secret; echo $VARIABLE`)
 	want := "1000:0 711 .\n0:0 644 root\n1000:1001 4640 user\n0:0 1777 dir\n33:0 644 dir/deep\nuser\ndeep\nuser\n   a  \\0   b  \\n\nenvironment"
 	if got != want {
@@ -138,7 +150,7 @@ func TestAdopt(t *testing.T) {
 				Unit, User string
 				Items      []struct{ What, Name, How string }
 			}
-			if err := json.Unmarshal([]byte(out), &plan); err != nil || plan.Unit != r.name+".service" || len(plan.Items) != 9 {
+			if err := json.Unmarshal([]byte(out), &plan); err != nil || plan.Unit != r.name+".service" || len(plan.Items) != 10 {
 				m.t.Errorf("%v: %s", err, out)
 			}
 			r.assertRoots(r.name)
@@ -173,7 +185,7 @@ func TestAdopt(t *testing.T) {
 			if left := m.shell(`podman volume ls --quiet; podman secret ls --quiet; podman images --format '{{.Repository}}'; ls /var/lib/oci-mainpid/adopt`); strings.Contains(left, r.name) {
 				m.t.Errorf("root still has\n%s", left)
 			}
-			m.systemctl("restart", r.name)
+			m.systemctl("restart", r.name, r.name+"-needs")
 			r.assertAdopted(r.name)
 		})
 		m.subtestIn(onFirst, "undone", func(m machine) {
