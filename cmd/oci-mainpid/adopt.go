@@ -20,7 +20,6 @@ import (
 	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/dropin"
 	"oci-mainpid-hook/internal/manager"
-	"oci-mainpid-hook/internal/printable"
 	"oci-mainpid-hook/internal/terminal"
 	"oci-mainpid-hook/internal/unitfile"
 	"oci-mainpid-hook/quadlet"
@@ -135,7 +134,7 @@ func (p *adoption) item(what, name string, bytes int64, how string) {
 
 func (p *adoption) write(w io.Writer, format string) error {
 	if format == "json" {
-		return printable.WriteJSON(w, struct {
+		return terminal.WriteJSON(w, struct {
 			Unit  string      `json:"unit"`
 			User  string      `json:"user"`
 			Items []adoptItem `json:"items"`

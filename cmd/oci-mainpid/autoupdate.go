@@ -19,7 +19,6 @@ import (
 	"oci-mainpid-hook/internal/census"
 	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/manager"
-	"oci-mainpid-hook/internal/printable"
 	"oci-mainpid-hook/internal/terminal"
 )
 
@@ -44,7 +43,7 @@ does not run with the newer image gets the image before.`,
 				return err
 			}
 			if format == "json" {
-				err = printable.WriteJSON(cmd.OutOrStdout(), updates)
+				err = terminal.WriteJSON(cmd.OutOrStdout(), updates)
 			} else {
 				writeUpdates(terminal.New(cmd.OutOrStdout()), updates)
 			}

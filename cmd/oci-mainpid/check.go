@@ -13,7 +13,6 @@ import (
 
 	"oci-mainpid-hook/internal/confine"
 	"oci-mainpid-hook/internal/diagnosis"
-	"oci-mainpid-hook/internal/printable"
 	"oci-mainpid-hook/internal/terminal"
 	"oci-mainpid-hook/internal/unitfile"
 )
@@ -103,7 +102,7 @@ func check(ctx context.Context, w io.Writer, names []string, format string, log 
 	}
 	failures, warnings := diagnosis.Failures(points)
 	if format == "json" {
-		err = printable.WriteJSON(w, report{failures == 0, failures, warnings, points})
+		err = terminal.WriteJSON(w, report{failures == 0, failures, warnings, points})
 	} else {
 		diagnosis.Write(terminal.New(w), points, log.IsLevelEnabled(logrus.DebugLevel))
 	}

@@ -19,7 +19,6 @@ import (
 
 	"oci-mainpid-hook/internal/confine"
 	"oci-mainpid-hook/internal/manager"
-	"oci-mainpid-hook/internal/printable"
 	"oci-mainpid-hook/internal/status"
 	"oci-mainpid-hook/internal/terminal"
 )
@@ -77,10 +76,10 @@ func statusWriter(format string, w io.Writer) (func(services []status.Service, w
 	case "json":
 		return func(services []status.Service, watch bool) error {
 			if !watch {
-				return printable.WriteJSON(w, services)
+				return terminal.WriteJSON(w, services)
 			}
 			var b bytes.Buffer
-			err := printable.WriteJSON(&b, services)
+			err := terminal.WriteJSON(&b, services)
 			if err == nil { // a line for each change
 				var line bytes.Buffer
 				err = json.Compact(&line, b.Bytes())

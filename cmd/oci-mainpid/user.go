@@ -81,7 +81,7 @@ type addedUser struct {
 
 func (u addedUser) write(w io.Writer, format string) error {
 	if format == "json" {
-		return printable.WriteJSON(w, u)
+		return terminal.WriteJSON(w, u)
 	}
 	t := terminal.Table{Columns: []terminal.Column{{Title: "USER"}, {Title: "UID", Right: true}, {Title: "HOME", Least: 8}, {Title: "SUBORDINATE IDS"}, {Title: "ADDED"}}}
 	t.Add(terminal.Cell{Text: terminal.Clean(u.User)}, terminal.Cell{Text: fmt.Sprint(u.UID)}, terminal.Cell{Text: terminal.Clean(u.Home)},

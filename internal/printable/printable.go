@@ -1,16 +1,13 @@
 // Package printable makes text that somebody else wrote safe to show: on a
-// terminal, in a log and in JSON. Only the standard library is imported, because
+// terminal and in a log. Only the standard library is imported, because
 // the programs on the path of a start use it.
 package printable
 
 import (
-	"encoding/json"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"unicode"
-	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -104,27 +101,4 @@ func Count(n int) string {
 		digits = digits[:i] + "," + digits[i:]
 	}
 	return digits
-}
-
-// WriteJSON writes v as indented JSON. Strings keep their values, but what is not
-// safe to show is written as \uXXXX.
-func WriteJSON(w io.Writer, v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	var b strings.Builder
-	for _, r := range string(text) + "\n" { // outside of strings, JSON is ASCII
-		switch {
-		case r == '\n' || Safe(r):
-			b.WriteRune(r)
-		case r > 0xffff:
-			high, low := utf16.EncodeRune(r)
-			fmt.Fprintf(&b, `\u%04x\u%04x`, high, low)
-		default:
-			fmt.Fprintf(&b, `\u%04x`, r)
-		}
-	}
-	_, err = io.WriteString(w, b.String())
-	return err
 }

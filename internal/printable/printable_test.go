@@ -1,7 +1,6 @@
 package printable
 
 import (
-	"encoding/json"
 	"strings"
 	"testing"
 	"unicode"
@@ -65,26 +64,6 @@ func TestLines(t *testing.T) {
 	got := Lines(strings.Repeat("x\n", 4412))
 	if len(got) != 101 || got[100] != "... and 4,312 more lines" {
 		t.Errorf("%d lines, the last %q", len(got), got[len(got)-1])
-	}
-}
-
-func TestWriteJSON(t *testing.T) {
-	in := map[string]string{"a\u202e": "x\x1b\u009b\x7f\u2028\U000e0041 <漢>\n"}
-	var b strings.Builder
-	if err := WriteJSON(&b, in); err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range b.String() {
-		if r != '\n' && !Safe(r) {
-			t.Errorf("%q in %s", r, b.String())
-		}
-	}
-	var out map[string]string
-	if err := json.Unmarshal([]byte(b.String()), &out); err != nil || out["a\u202e"] != in["a\u202e"] {
-		t.Errorf("%v %q", err, out)
-	}
-	if !strings.HasPrefix(b.String(), "{\n  \"a") || !strings.HasSuffix(b.String(), "}\n") {
-		t.Errorf("%q", b.String())
 	}
 }
 
