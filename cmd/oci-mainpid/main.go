@@ -104,7 +104,7 @@ func command(log *logrus.Logger) *cobra.Command {
 	root.Flags().BoolVar(&printVersion, "version", false, "print the version")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
 	addLogFlags(root, log)
-	root.AddCommand(generateCommand(log), checkCommand(log), statusCommand(log), explainCommand(log), podmanCommand(log), autoUpdateCommand(log), runCommand(log), userCommand(), adoptCommand(log), refuseCommand(), quadletFilesCommand(), replaceCommand())
+	root.AddCommand(generateCommand(log), checkCommand(log), statusCommand(log), explainCommand(log), podmanCommand(log), autoUpdateCommand(log), runCommand(log), userCommand(), adoptCommand(log), cleanCommand(log), refuseCommand(), quadletFilesCommand(), replaceCommand())
 	return root
 }
 

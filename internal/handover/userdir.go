@@ -42,14 +42,11 @@ func mountUserDir(dir string) error {
 	}
 	unix.Close(parent)
 	// Two units of the user may start at once.
-	lock, err := os.Open(filepath.Dir(dir))
+	lock, err := lockUserDirs()
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return &fs.PathError{Op: "lock", Path: lock.Name(), Err: err}
-	}
 	mounted, err := isMountPoint(dir)
 	if err != nil || mounted {
 		return err
@@ -60,6 +57,20 @@ func mountUserDir(dir string) error {
 	return nil
 }
 
+// lockUserDirs keeps all other programs from mounting and unmounting UserDirs, until the
+// file is closed.
+func lockUserDirs() (*os.File, error) {
+	lock, err := os.Open(filepath.Join(Dir, usersName))
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		lock.Close()
+		return nil, &fs.PathError{Op: "lock", Path: lock.Name(), Err: err}
+	}
+	return lock, nil
+}
+
 // isMountPoint reports whether a file system is mounted on a directory.
 func isMountPoint(dir string) (bool, error) {
 	var st unix.Statx_t
@@ -67,4 +78,55 @@ func isMountPoint(dir string) (bool, error) {
 		return false, &fs.PathError{Op: "statx", Path: dir, Err: err}
 	}
 	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// Users returns the UIDs that have a UserDir.
+func Users() []int {
+	entries, _ := os.ReadDir(filepath.Join(Dir, usersName))
+	var uids []int
+	for _, e := range entries {
+		if uid, err := strconv.ParseUint(e.Name(), 10, 32); err == nil && e.IsDir() {
+			uids = append(uids, int(uid))
+		}
+	}
+	return uids
+}
+
+// UnitsOf returns the names in a user's UserDir: units that have a mainpid file.
+func UnitsOf(uid int) []string {
+	entries, _ := os.ReadDir(UserDir(uid))
+	var units []string
+	for _, e := range entries {
+		units = append(units, e.Name())
+	}
+	return units
+}
+
+// RemoveUserDir unmounts and removes a user's UserDir, which must be empty. It fails as
+// long as a process keeps a file of it open.
+func RemoveUserDir(uid int) error {
+	dir := UserDir(uid)
+	parent, err := openParent(dir, false)
+	if err != nil {
+		return err
+	}
+	unix.Close(parent)
+	lock, err := lockUserDirs()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if units := UnitsOf(uid); len(units) > 0 {
+		return &fs.PathError{Op: "remove", Path: dir, Err: unix.ENOTEMPTY}
+	}
+	mounted, err := isMountPoint(dir)
+	if err == nil && mounted {
+		if err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); err != nil {
+			err = &fs.PathError{Op: "unmount", Path: dir, Err: err}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return removeEmpty(dir)
 }

@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+
+	"oci-mainpid-hook/internal/dropin"
+	"oci-mainpid-hook/internal/unitfile"
 )
 
 // stopTimeout is more than a unit has, unless its TimeoutStopSec= is longer than
@@ -86,6 +89,25 @@ func (m *Manager) Reload(ctx context.Context) error {
 		return fmt.Errorf("systemctl daemon-reload: %w", err)
 	}
 	return nil
+}
+
+// IsGone reports whether a service has no file, or only the one that the generator writes
+// for a service that has lost its own, and is down.
+func (m *Manager) IsGone(ctx context.Context, name string) (bool, error) {
+	if unitfile.CheckServiceName(name) != nil || unitfile.IsTemplate(name) {
+		return false, nil
+	}
+	p, err := m.properties(ctx, name)
+	if err != nil {
+		return false, err
+	}
+	gone := p.String("LoadState") == "not-found"
+	if text, err := unitfile.Read(p.String("FragmentPath")); err == nil {
+		origin, err := dropin.ParseOrigin(text)
+		gone = err == nil && origin.IsGone()
+	}
+	state := p.String("ActiveState")
+	return gone && (state == "inactive" || state == "failed"), nil
 }
 
 // NeedsManager reports whether anybody needs the manager of a user: the user lingers or
