@@ -27,6 +27,10 @@ var UnitDirs = []string{
 	"/lib/systemd/system",
 }
 
+// AllUnitDirs are UnitDirs and the directories in which generators write,
+// systemd.generator(7).
+var AllUnitDirs = append([]string{"/run/systemd/generator.early", "/run/systemd/generator", "/run/systemd/generator.late"}, UnitDirs...)
+
 // SystemdVersion returns systemd's version, such as 257, from systemctl --version.
 func SystemdVersion(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)

@@ -45,8 +45,12 @@ func adoptCommand(log *logrus.Logger) *cobra.Command {
 		Long: `Shows what is to be done, then copies the image, the volumes and the secrets of
 each Quadlet FILE of a container to the user, writes User= into FILE and into the
 files that it references, and starts the service again. If the service does not run
-then, all of that is undone. Root's copies stay until adopt --clean.`,
-		Example:           "  oci-mainpid adopt --user=web --create-user web\n  oci-mainpid adopt --clean web",
+then, all of that is undone. Root's copies stay until adopt --clean.
+
+A FILE of the user's own, in ~/.config/containers/systemd, becomes a service of the
+system, with the same data.`,
+		Example: "  oci-mainpid adopt --user=web --create-user web\n  oci-mainpid adopt --clean web\n" +
+			"  oci-mainpid adopt --user=web /home/web/.config/containers/systemd/site.container",
 		ValidArgsFunction: cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault),
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -100,6 +104,10 @@ type adoption struct {
 	PID int `json:"pid"`
 	// Done says that the user's service ran.
 	Done bool `json:"done"`
+	// Own is the directory of the user's own files, "" if root's service is adopted.
+	// WasActive says that the user's manager ran the service.
+	Own       string `json:"own,omitempty"`
+	WasActive bool   `json:"was_active,omitempty"`
 	// Starts are the unit and the active units that stop with it.
 	Starts []string `json:"starts"`
 	// Files are the paths of the unit's Quadlet file and of those that it references,
@@ -118,6 +126,8 @@ type adoption struct {
 
 	account account.Account
 	items   []adoptItem
+	// texts are the files as they were, by the paths in Files.
+	texts map[string][]byte
 }
 
 // adoptItem is a line of what is to be done.
@@ -164,17 +174,11 @@ type rootsContainer struct {
 	NetworkSettings struct{ Networks map[string]struct{} }
 }
 
-// family returns the Quadlet services of a unit's file: its own, then those of the files
-// that it references. others are all other services that Quadlet makes.
-func (a *adopter) family(ctx context.Context, arg string) (family, others []quadlet.Converted, err error) {
-	path, err := filepath.Abs(a.planner.File(arg))
-	if err != nil {
-		return nil, nil, err
-	}
-	switch ext := filepath.Ext(path); {
-	case strings.Contains(path, "/.config/containers/systemd/"):
-		return nil, nil, errors.New("is a user's own file, and adopt takes those of the system: see docs/user-to-system.md")
-	case ext != ".container":
+// family returns the Quadlet services of a file: its own, then those of the files that it
+// references. others are all other services that Quadlet makes, of what is in dirs or else
+// in the system's directories.
+func (a *adopter) family(ctx context.Context, path string, dirs []string) (family, others []quadlet.Converted, err error) {
+	if filepath.Ext(path) != ".container" {
 		return nil, nil, errors.New("is no Quadlet file of a container, NAME.container: move others by hand, see docs/rootful-to-rootless.md")
 	}
 	if _, err := os.Stat(path); err != nil {
@@ -184,7 +188,7 @@ func (a *adopter) family(ctx context.Context, arg string) (family, others []quad
 	if err != nil {
 		return nil, nil, err
 	}
-	all, messages, err := quadlet.Convert(ctx, program, nil)
+	all, messages, err := quadlet.Convert(ctx, program, dirs)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -209,7 +213,7 @@ func (a *adopter) family(ctx context.Context, arg string) (family, others []quad
 
 // plan reads what is to be done, and fails if it cannot be done. It changes nothing.
 func (a *adopter) plan(ctx context.Context, family, others []quadlet.Converted) (*adoption, error) {
-	p := &adoption{Unit: family[0].Name, PID: os.Getpid(), User: a.user}
+	p := &adoption{PID: os.Getpid(), User: a.user, texts: map[string][]byte{}}
 	var err error
 	p.account, err = a.planner.Accounts.Lookup(ctx, a.user)
 	exists := true
@@ -224,41 +228,53 @@ func (a *adopter) plan(ctx context.Context, family, others []quadlet.Converted) 
 		return nil, fmt.Errorf("--user: %w", err)
 	}
 	p.User = cmp.Or(p.account.Name, p.User)
-	for _, c := range family {
-		ext := filepath.Ext(c.Source)
-		switch user := c.Unit.Get("Service", "User"); {
-		case c.Err != nil:
-			return nil, fmt.Errorf("%s: %w", c.File(), c.Err)
-		case user != "":
-			return nil, fmt.Errorf("%s has User=%s already", c.File(), user)
-		case unitfile.IsTemplate(c.Name):
-			return nil, fmt.Errorf("%s is a template: move its instances by hand, see docs/rootful-to-rootless.md", c.File())
-		case ext == ".container" && c.Name != p.Unit, !slices.Contains([]string{".container", ".volume", ".network", ".image"}, ext):
-			return nil, fmt.Errorf("references %s, and adopt takes only .volume, .network and .image files along: move it by hand, see docs/rootful-to-rootless.md", c.File())
-		}
-		for _, other := range others {
-			if slices.Contains(other.References(), c.File()) {
-				return nil, fmt.Errorf("%s references %s, too: give it a copy of its own first", other.File(), c.File())
-			}
-		}
-		text, err := os.ReadFile(c.Source)
+	if err := p.takeFamily(family, others); err != nil {
+		return nil, err
+	}
+	for _, path := range p.Files {
+		text, err := os.ReadFile(path)
 		if err == nil {
 			_, err = withUser(string(text), p.User)
 		}
 		if err == nil {
-			err = writable(c.Source)
+			err = writable(path)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", c.Source, err)
+			return nil, fmt.Errorf("%s: %w", path, err)
 		}
-		p.Files, p.Services = append(p.Files, c.Source), append(p.Services, c.Name)
-		p.item("file", c.File(), 0, "gets User="+p.User)
+		p.texts[path] = text
 	}
 	container, err := a.container(ctx, p)
 	if err != nil {
 		return nil, err
 	}
 	return p, a.planData(ctx, p, container, family, exists)
+}
+
+// takeFamily takes the services and their files along, or says why they cannot be.
+func (p *adoption) takeFamily(family, others []quadlet.Converted) error {
+	p.Unit = family[0].Name
+	for _, c := range family {
+		ext := filepath.Ext(c.Source)
+		switch user := c.Unit.Get("Service", "User"); {
+		case c.Err != nil:
+			return fmt.Errorf("%s: %w", c.File(), c.Err)
+		case user != "":
+			return fmt.Errorf("%s has User=%s already", c.File(), user)
+		case unitfile.IsTemplate(c.Name):
+			return fmt.Errorf("%s is a template: move its instances by hand, see docs/rootful-to-rootless.md", c.File())
+		case ext == ".container" && c.Name != p.Unit, !slices.Contains([]string{".container", ".volume", ".network", ".image"}, ext):
+			return fmt.Errorf("references %s, and adopt takes only .volume, .network and .image files along: move it by hand, see docs/rootful-to-rootless.md", c.File())
+		}
+		for _, other := range others {
+			if slices.Contains(other.References(), c.File()) {
+				return fmt.Errorf("%s references %s, too: give it a copy of its own first", other.File(), c.File())
+			}
+		}
+		p.Files, p.Services = append(p.Files, c.Source), append(p.Services, c.Name)
+		p.item("file", c.File(), 0, "gets User="+p.User)
+	}
+	return nil
 }
 
 // container returns the container of root's that the unit runs.

@@ -33,15 +33,22 @@ const userTime = 2 * time.Minute
 
 // adopt hands one unit over, or cleans up after that.
 func (a *adopter) adopt(ctx context.Context, arg string) error {
-	family, others, err := a.family(ctx, arg)
+	path, err := filepath.Abs(a.planner.File(arg))
 	if err != nil {
 		return err
 	}
-	lock, err := lockDir(stateDir + "/adopt")
+	lock, err := lockDir(adoptionDir(""))
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
+	if isOwn(path) {
+		return a.adoptOwn(ctx, path)
+	}
+	family, others, err := a.family(ctx, path, nil)
+	if err != nil {
+		return err
+	}
 	unit := family[0].Name
 	p, err := readAdoption(unit)
 	switch {
@@ -56,7 +63,7 @@ func (a *adopter) adopt(ctx context.Context, arg string) error {
 	case p != nil && p.Done:
 		return fmt.Errorf("was adopted by %s, and is root's again: if root's data is right, type: rm -r %s", p.User, adoptionDir(unit))
 	case p != nil && a.dryRun:
-		return errors.New("an earlier adopt was killed: type the same without --dry-run, which goes on or undoes it")
+		return errKilled
 	case p != nil && !slices.ContainsFunc(family, func(c quadlet.Converted) bool { return c.Unit.Get("Service", "User") != p.User }):
 		// The user has all data, and maybe writes to it since.
 		a.log.Warnf("%s: an earlier adopt was killed: going on with it", unit)
@@ -66,28 +73,36 @@ func (a *adopter) adopt(ctx context.Context, arg string) error {
 		if err := a.undo(ctx, p); err != nil {
 			return err
 		}
-		if family, others, err = a.family(ctx, arg); err != nil {
+		if family, others, err = a.family(ctx, path, nil); err != nil {
 			return err
 		}
 	}
 	if p, err = a.plan(ctx, family, others); err != nil {
 		return err
 	}
+	return a.carryOut(ctx, p, a.handOver)
+}
+
+var errKilled = errors.New("an earlier adopt was killed: type the same without --dry-run, which goes on or undoes it")
+
+// carryOut shows what is planned. Without --dry-run it does so: first what handOver does.
+func (a *adopter) carryOut(ctx context.Context, p *adoption, handOver func(context.Context, *adoption) error) error {
 	if err := p.write(a.stdout, a.format); err != nil || a.dryRun {
 		return err
 	}
 	if p.account.Name == "" {
-		if _, err := addUser(ctx, p.User, ""); err != nil {
-			return err
+		_, err := addUser(ctx, p.User, "")
+		if err == nil {
+			p.account, err = lookup(ctx, p.User)
 		}
-		if p.account, err = lookup(ctx, p.User); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	if err := p.save(); err != nil {
 		return err
 	}
-	return a.finish(ctx, p, a.handOver(ctx, p))
+	return a.finish(ctx, p, handOver(ctx, p))
 }
 
 // finish starts what handOver has handed over. If the service does not run, or handOver
@@ -109,9 +124,9 @@ func (a *adopter) finish(ctx context.Context, p *adoption, err error) error {
 		if undoErr := a.undo(context.WithoutCancel(ctx), p); undoErr != nil {
 			return errors.Join(err, fmt.Errorf("undo: %w; to try again, type the same again", undoErr))
 		}
-		return fmt.Errorf("was not handed over; root's service runs as before: %w", err)
+		return fmt.Errorf("was not handed over; %s service is as before: %w", p.owner(), err)
 	}
-	a.log.Infof("%s runs as %s; when root's copies are no longer needed, type: oci-mainpid adopt --clean %s", p.Unit, p.User, terminal.Quote(strings.TrimSuffix(p.Unit, ".service")))
+	a.log.Infof("%s runs as %s; when %s copies are no longer needed, type: oci-mainpid adopt --clean %s", p.Unit, p.User, p.owner(), terminal.Quote(strings.TrimSuffix(p.Unit, ".service")))
 	return nil
 }
 
@@ -165,6 +180,11 @@ func (a *adopter) handOver(ctx context.Context, p *adoption) error {
 	}
 	// The files say that the data is there, also after a power cut.
 	unix.Sync()
+	return p.writeFiles()
+}
+
+// writeFiles writes the files with User=.
+func (p *adoption) writeFiles() error {
 	for _, path := range p.Files {
 		text, err := os.ReadFile(p.backup(path))
 		if err != nil {
@@ -212,11 +232,22 @@ func (a *adopter) undo(ctx context.Context, p *adoption) error {
 	if p.account, err = lookup(ctx, p.User); err != nil {
 		return err
 	}
-	for _, names := range [][]string{{asuser.Units(p.PID)}, p.Services} {
-		if err := a.systemctl(ctx, append([]string{"stop"}, names...)...); err != nil {
-			return err
-		}
+	if err := a.manager.Stop(ctx, append([]string{asuser.Units(p.PID)}, p.Services...)...); err != nil {
+		return err
 	}
+	if p.Own != "" {
+		err = a.undoOwn(ctx, p)
+	} else {
+		err = a.undoRoots(ctx, p)
+	}
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(adoptionDir(p.Unit))
+}
+
+// undoRoots takes back what handOver did, wherever it stopped.
+func (a *adopter) undoRoots(ctx context.Context, p *adoption) error {
 	for _, path := range p.Files {
 		text, err := os.ReadFile(p.backup(path))
 		if errors.Is(err, os.ErrNotExist) {
@@ -244,20 +275,17 @@ func (a *adopter) undo(ctx context.Context, p *adoption) error {
 		}
 		return nil
 	}
-	err = errors.Join(remove("volume", p.Volumes...), remove("secret", p.Secrets...), remove("network", p.Networks...))
+	err := errors.Join(remove("volume", p.Volumes...), remove("secret", p.Secrets...), remove("network", p.Networks...))
 	switch {
 	case err == nil && !p.HasImage:
 		err = remove("image", p.Image)
 	case err == nil && !p.HasName:
 		err = a.untag(ctx, p)
 	}
-	if err == nil {
-		err = a.systemctl(ctx, append([]string{"start"}, p.Starts...)...)
-	}
 	if err != nil {
 		return err
 	}
-	return os.RemoveAll(adoptionDir(p.Unit))
+	return a.systemctl(ctx, append([]string{"start"}, p.Starts...)...)
 }
 
 // untag takes the name of root's image from an image that the user had.
@@ -273,6 +301,12 @@ func (a *adopter) untag(ctx context.Context, p *adoption) error {
 func (a *adopter) cleanUp(ctx context.Context, p *adoption) error {
 	if err := a.verify(ctx, p); err != nil {
 		return err
+	}
+	if p.Own != "" {
+		if err := a.cleanUpOwn(ctx, p); err != nil {
+			return err
+		}
+		return os.RemoveAll(adoptionDir(p.Unit))
 	}
 	remove := func(what string, names ...string) error {
 		for _, name := range names {
@@ -299,6 +333,14 @@ func (a *adopter) cleanUp(ctx context.Context, p *adoption) error {
 
 func adoptionDir(unit string) string { return stateDir + "/adopt/" + unit }
 
+// owner says whose service is adopted.
+func (p *adoption) owner() string {
+	if p.Own != "" {
+		return p.User + "'s own"
+	}
+	return "root's"
+}
+
 func (p *adoption) backup(path string) string {
 	return adoptionDir(p.Unit) + "/" + filepath.Base(path)
 }
@@ -321,11 +363,7 @@ func (p *adoption) save() error {
 		if _, err := os.Stat(p.backup(path)); err == nil {
 			continue
 		}
-		text, err := os.ReadFile(path)
-		if err == nil {
-			err = writeFile(p.backup(path), text)
-		}
-		if err != nil {
+		if err := writeFile(p.backup(path), p.texts[path]); err != nil {
 			return err
 		}
 	}

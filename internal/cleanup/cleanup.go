@@ -341,12 +341,9 @@ func (f *finder) dropins(ctx context.Context) error {
 	return nil
 }
 
-// generatorDirs are where generators write unit files, systemd.generator(7).
-var generatorDirs = []string{"/run/systemd/generator.early", "/run/systemd/generator", "/run/systemd/generator.late"}
-
 // templateIsGone reports whether a template has no file and no instance.
 func (f *finder) templateIsGone(ctx context.Context, name string) (bool, error) {
-	if quadlet.UnitFile(slices.Concat(generatorDirs, quadlet.UnitDirs), name) != "" {
+	if quadlet.UnitFile(quadlet.AllUnitDirs, name) != "" {
 		return false, nil
 	}
 	loaded, err := f.manager.Loaded(ctx)

@@ -145,10 +145,6 @@ func (m *Manager) properties(ctx context.Context, name string) (Properties, erro
 	return p, nil
 }
 
-// dropinDirs are the directories that can have drop-ins of ours. They include the
-// output directories of generators, systemd.unit(5).
-var dropinDirs = append([]string{"/run/systemd/generator.early", "/run/systemd/generator", "/run/systemd/generator.late"}, quadlet.UnitDirs...)
-
 // Ours returns the names of our services, sorted. A service is ours if it has our
 // drop-in, or runs notify-mainpid after its start. systemd need not have loaded the
 // service if its drop-in is on the disk.
@@ -157,7 +153,7 @@ func (m *Manager) Ours(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := onDisk(dropinDirs)
+	names := onDisk(quadlet.AllUnitDirs)
 	for _, name := range loaded {
 		if slices.Contains(names, name) {
 			continue

@@ -138,6 +138,20 @@ func (r rootful) assertAdopted(user string) {
 	}
 }
 
+// killed runs a command that is killed by what it executes, which then goes on: by the
+// first command line with the pattern, when a shell's condition holds.
+func (m machine) killed(pattern, when string, args ...string) {
+	m.t.Helper()
+	m.write("/run/killer/systemctl", `#!/bin/sh
+		if echo "${0##*/} $*" | grep -qe '`+pattern+`' && test -e /run/killer/armed && `+when+`; then rm /run/killer/armed; kill -KILL $PPID; fi
+		exec /usr/bin/"${0##*/}" "$@"`)
+	m.shell(`cd /run/killer; chmod 755 systemctl; for p in podman tar systemd-run; do cp -p systemctl $p; done; touch armed`)
+	if res := m.try(append([]string{"env", "PATH=/run/killer:/usr/sbin:/usr/bin"}, args...)...); res.status != 137 {
+		m.t.Errorf("%s: not killed: %v", pattern, res)
+	}
+	m.run("rm", "-r", "/run/killer")
+}
+
 // TestAdopt: oci-mainpid adopt hands a service of root's over to a user with all it has,
 // or leaves it as it was.
 func TestAdopt(t *testing.T) {
@@ -212,8 +226,8 @@ func TestAdopt(t *testing.T) {
 			u := m.user()
 			r := m.rootful("adopted3", sleeping, "")
 			data := r.data()
-			// What is executed kills its caller, and goes on. Each call undoes the one
-			// before, and goes on with one that has written the files.
+			// Each call undoes the one before, and goes on with one that has written the
+			// files.
 			const forward = "grep -q User= /etc/containers/systemd/adopted3.network"
 			const undo = "! " + forward // or before the files are written
 			type step struct{ command, when string }
@@ -225,24 +239,18 @@ func TestAdopt(t *testing.T) {
 			}
 			steps = append(steps, step{"daemon-reload", forward}, step{"start adopted3", forward})
 			for _, step := range steps {
-				m.write("/run/killer/systemctl", `#!/bin/sh
-					if echo "${0##*/} $*" | grep -qe '`+step.command+`' && test -e /run/killer/armed && `+step.when+`; then rm /run/killer/armed; kill -KILL $PPID; fi
-					exec /usr/bin/"${0##*/}" "$@"`)
-				m.shell(`cd /run/killer; chmod 755 systemctl; for p in podman tar systemd-run; do cp -p systemctl $p; done; touch armed`)
-				if res := m.try(append([]string{"env", "PATH=/run/killer:/usr/sbin:/usr/bin"}, r.adopt("--user="+u.name)...)...); res.status != 137 {
-					m.t.Errorf("%v: not killed: %v", step, res)
-				}
+				m.killed(step.command, step.when, r.adopt("--user="+u.name)...)
 				if after := r.data(); after != data {
 					m.t.Errorf("%v: root's data was\n%s\nand is\n%s", step, data, after)
 				}
 			}
-			m.run("rm", "-r", "/run/killer")
 			m.run(r.adopt("--user=" + u.name)...)
 			r.assertAdopted(u.name)
 			if after := r.data(); after != data {
 				m.t.Errorf("root's data was\n%s\nand is\n%s", data, after)
 			}
 		})
+		m.subtestIn(onLast, "a user's own", adoptOwn)
 		m.subtestIn(onFirst, "errors", func(m machine) {
 			u := m.user()
 			r := m.rootful("adopted4", sleeping, "")
@@ -277,7 +285,7 @@ func TestAdopt(t *testing.T) {
 				{[]string{user, "/nosuch.container"}, 1, "no such file"},
 				{[]string{user, at(".volume")}, 1, "is no Quadlet file of a container"},
 				{[]string{user, at("-a.pod")}, 1, "is no Quadlet file of a container"},
-				{[]string{user, "/home/x/.config/containers/systemd/web.container"}, 1, "is a user's own file"},
+				{[]string{user, "/home/x/.config/containers/systemd/web.container"}, 1, "is not in " + u.home() + "/.config/containers/systemd"},
 				{[]string{user, at("-b@.container")}, 1, "is a template"},
 				{[]string{user, at("-c.container")}, 1, "has User=" + u.name + " already"},
 				{[]string{user, at("-d.container")}, 1, "type: systemctl start adopted4-d.service"},
@@ -301,4 +309,95 @@ func TestAdopt(t *testing.T) {
 			}
 		})
 	})
+}
+
+// adoptOwn: a user's own service becomes one of the system, unless its file asks for what
+// the user may not.
+func adoptOwn(m machine) {
+	u, other := m.user(), m.user()
+	dir := u.home() + "/.config/containers/systemd"
+	n := unit{u, u.name + ".service", u.name}
+	own := func(args ...string) string {
+		m.t.Helper()
+		return u.run(u.as(append([]string{"systemctl", "--user"}, args...)...)...)
+	}
+	write := func(name, text string) {
+		u.writeHome(".config/containers/systemd/"+name, strings.ReplaceAll(text, "NAME", u.name))
+	}
+	list := func() string { return m.shell(`cd "$1"; find . | sort; ls /etc/containers/systemd`, dir) }
+	m.systemctl("start", "user@"+u.uid)
+	m.t.Cleanup(func() {
+		m.try("systemctl", "stop", n.name)
+		m.shell(`rm -rf /etc/containers/systemd/"$1".* /var/lib/oci-mainpid/adopt/"$1".service; systemctl daemon-reload`, u.name)
+	})
+	text := sleeper + "Volume=NAME.volume:/data\nVolume=%h/site:/site\n[Install]\nWantedBy=default.target\n"
+	write(u.name+".container", text)
+	write(u.name+".volume", "[Volume]\n")
+	u.writeHome("site/index", "site")
+	own("daemon-reload")
+	own("start", n.name)
+	u.podman("exec", n.container, "sh", "-c", "echo kept >/data/kept")
+	adopt := func(name string, more ...string) []string {
+		return append([]string{"oci-mainpid", "adopt", "--user=" + u.name, dir + "/" + name}, more...)
+	}
+
+	for name, bad := range map[string]struct{ text, want string }{
+		"root":     {"[Service]\nExecStartPre=+/bin/touch /run/root", "ExecStartPre=+/bin/touch /run/root in [Service] would be for the system"},
+		"file":     {"[Service]\nStandardOutput=file:/etc/motd", "StandardOutput="},
+		"secret":   {"[Service]\nLoadCredential=a:/etc/shadow", "LoadCredential="},
+		"unit":     {"[Unit]\nRequires=ssh.service", "Requires=ssh.service in [Unit]"},
+		"enemy":    {"[Unit]\nConflicts=dbus.service", "Conflicts="},
+		"wanted":   {"[Install]\nWantedBy=sysinit.target", "WantedBy=sysinit.target"},
+		"state":    {"Volume=%S/x:/x", "Volume=%S/x:/x in [Container]"},
+		"relative": {"EnvironmentFile=x", "relative path"},
+		"dbus":     {"", "has " + "/usr/lib/systemd/system/dbus.service already"},
+		"name":     {"ServiceName=dbus", "/usr/lib/systemd/system/dbus.service already"},
+		"user":     {"[Service]\nUser=root", "has User=root already"},
+		"dropins":  {"", "has drop-ins"},
+		"pod":      {"Pod=x.pod", "x.pod"},
+	} {
+		write(name+".container", strings.ReplaceAll(sleeper, "NAME", "x")+bad.text+"\n")
+		write("dropins.container.d/a.conf", "")
+		res := m.try(adopt(name + ".container")...)
+		if res.status != 1 || !strings.Contains(res.stderr, bad.want) || strings.Contains(res.stderr, "\n") {
+			m.t.Errorf("%s: want %q: %v", name, bad.want, res)
+		}
+		m.shell(`rm -r "$1" "$2"`, dir+"/"+name+".container", dir+"/dropins.container.d")
+	}
+	for want, args := range map[string][]string{
+		"no such file":    adopt("none.container"),
+		"is not in":       {"oci-mainpid", "adopt", "--user=" + other.name, dir + "/" + u.name + ".container"},
+		"adopt --clean x": {"oci-mainpid", "adopt", "--clean", dir + "/x.container"},
+	} {
+		if res := m.try(args...); res.status != 1 || !strings.Contains(res.stderr, want) {
+			m.t.Errorf("want %q: %v", want, res)
+		}
+	}
+
+	before := list()
+	plan := m.run(adopt(u.name+".container", "--dry-run")...)
+	if !strings.Contains(plan, u.name+".volume") || list() != before {
+		m.t.Errorf("%s\n%s", plan, list())
+	}
+	for _, pattern := range []string{"mv -f", "^systemctl start"} {
+		m.killed(pattern, "true", adopt(u.name+".container")...)
+	}
+	m.run(adopt(u.name + ".container")...)
+	n.assertMainPIDIsConmon()
+	if got := n.podman("exec", n.container, "cat", "/data/kept", "/site/index"); got != "kept\nsite" {
+		m.t.Errorf("data: %q", got)
+	}
+	if state := m.try(u.as("systemctl", "--user", "is-active", n.name)...).stdout; state != "inactive" {
+		m.t.Errorf("the user's service is %s", state)
+	}
+	if wants := m.run("systemctl", "list-dependencies", "--plain", "default.target"); !strings.Contains(wants, n.name) {
+		m.t.Errorf("not started at boot: %s", wants)
+	}
+	if res := m.try(adopt(u.name + ".container")...); res.status != 1 || !strings.Contains(res.stderr, "is a service of the system already") {
+		m.t.Error(res)
+	}
+	m.run("oci-mainpid", "adopt", "--clean", u.name)
+	if left := m.shell(`ls "$1" /var/lib/oci-mainpid/adopt`, dir); strings.Contains(left, u.name+".") {
+		m.t.Errorf("left: %s", left)
+	}
 }
