@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/asuser"
 	"oci-mainpid-hook/internal/printable"
@@ -93,7 +95,7 @@ func (a *adopter) planOwn(ctx context.Context, user account.Account, path string
 		return nil, err
 	}
 	if _, ok := files[filepath.Base(path)]; !ok {
-		return nil, &fs.PathError{Op: "read", Path: path, Err: fs.ErrNotExist}
+		return nil, &fs.PathError{Op: "read", Path: path, Err: unix.ENOENT}
 	}
 	copies, err := os.MkdirTemp("", "oci-mainpid-adopt-")
 	if err != nil {

@@ -210,7 +210,7 @@ func TestAdopt(t *testing.T) {
 			m.shell(`podman save "$1" | oci-mainpid podman --user="$2" load`, id, u.name)
 			data, files := r.data(), r.files()
 			res := m.try(r.adopt("--user=" + u.name)...)
-			if res.status != 1 || !strings.Contains(res.stderr, "was not handed over; root's service runs as before") {
+			if res.status != 1 || !strings.Contains(res.stderr, "was not handed over; root's service is as before") {
 				m.t.Error(res)
 			}
 			r.assertRoots(u.name)
