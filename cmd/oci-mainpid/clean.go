@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"oci-mainpid-hook/internal/cleanup"
-	"oci-mainpid-hook/internal/printable"
 	"oci-mainpid-hook/internal/terminal"
 )
 
@@ -38,7 +37,7 @@ behind and that nothing needs any more. With --yes it removes them.`,
 				return err
 			}
 			if format == "json" {
-				err = errors.Join(printable.WriteJSON(cmd.OutOrStdout(), items), err)
+				err = errors.Join(terminal.WriteJSON(cmd.OutOrStdout(), items), err)
 			} else {
 				writeItems(terminal.New(cmd.OutOrStdout()), items, yes)
 			}
