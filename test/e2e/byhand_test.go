@@ -44,7 +44,7 @@ func TestHookByHand(t *testing.T) {
 		n.start()
 		p, files := n.assertMainPIDIsConmon(), n.files()
 		for _, c := range cases {
-			m.subtest(c.name, func(m machine) {
+			m.share(c.name, func(m machine) {
 				r := m.feed(c.stdin, hookProgram)
 				r.stdout += r.stderr
 				want, status := `^oci-mainpid-hook: container state on standard input: [^\n]*`+c.said+`[^\n]*$`, 1
@@ -90,7 +90,7 @@ func TestHelperByHand(t *testing.T) {
 			m.t.Fatal(err)
 		}
 		for _, c := range cases {
-			m.subtest(c.name, func(m machine) {
+			m.share(c.name, func(m machine) {
 				m.run(helperProgram, "--prepare", mainPIDFile, resultFile)
 				m.t.Cleanup(func() { m.run(helperProgram, "--forget", mainPIDFile, resultFile) })
 				m.write(mainPIDFile, manager+"\n")

@@ -9,7 +9,7 @@ import "testing"
 func TestTemplate(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "user"} {
-			m.subtest("two instances with Cgroup "+mode, func(m machine) {
+			m.share("two instances with Cgroup "+mode, func(m machine) {
 				template := m.user().unit(service{mode: mode, template: true, container: "web-%i"})
 				a, b := template.instance("a"), template.instance("b")
 				m.systemctl("start", a.name, b.name)

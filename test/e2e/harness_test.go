@@ -260,6 +260,14 @@ func (m machine) share(name string, test func(m machine)) {
 	}
 }
 
+// rare is subtest for a case that only -everywhere tries: others show nearly the same.
+func (m machine) rare(name string, test func(m machine)) {
+	m.t.Helper()
+	if *runEverywhere || thorough() {
+		m.subtest(name, test)
+	}
+}
+
 // result is what became of a command.
 type result struct {
 	command        []string

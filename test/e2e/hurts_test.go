@@ -25,7 +25,7 @@ func TestOutput(t *testing.T) {
 			name           string
 			inUnit, inFile bool
 		}{{"mixed", true, false}, {"service", true, false}, {"user", false, false}, {"file", false, true}} {
-			m.subtest(c.name, func(m machine) {
+			m.share(c.name, func(m machine) {
 				n := u.in(m).quadletUnit("NAME-"+c.name+".service", "systemd-NAME-"+c.name)
 				n.start()
 				hello := func(text string) bool { return strings.Contains(text, "hello") }

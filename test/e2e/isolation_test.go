@@ -32,7 +32,7 @@ func TestContainerGetsNothing(t *testing.T) {
 		}
 		for _, mode := range []string{"mixed", "user"} {
 			for _, runtime := range []string{"crun", "runc"} {
-				m.subtest("Cgroup "+mode+" with "+runtime, func(m machine) {
+				m.share("Cgroup "+mode+" with "+runtime, func(m machine) {
 					n := m.user().unit(service{mode: mode, runtime: runtime})
 					n.start()
 					check(n)

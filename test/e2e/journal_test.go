@@ -103,7 +103,7 @@ func (n unit) assertExplained(kind message.Kind) {
 func TestJournalOfAStart(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "service", "user"} {
-			m.subtest(mode, func(m machine) {
+			m.share(mode, func(m machine) {
 				u := m.user()
 				m.run("usermod", "--append", "--groups=systemd-journal", u.name)
 				n := u.unit(service{mode: mode, options: "--log-driver=journald", more: "Environment=OCI_MAINPID_VERBOSE=1",
@@ -243,7 +243,7 @@ func TestVerbose(t *testing.T) {
 			}},
 			{"user", "runc", []string{`oci-mainpid-hook: .*is created, process`, `oci-mainpid-hook: .*held podman for .* until notify-mainpid answered`, `notify-mainpid: .*systemd answered`}},
 		} {
-			m.subtest(c.mode+" with "+c.runtime, func(m machine) {
+			m.share(c.mode+" with "+c.runtime, func(m machine) {
 				n := m.user().unit(service{mode: c.mode, runtime: c.runtime, more: "Environment=OCI_MAINPID_VERBOSE=1"})
 				n.start()
 				n.assertMainPIDIsConmon()

@@ -16,7 +16,7 @@ func TestUserCommands(t *testing.T) {
 		// In the mode service, crun may not move a process into the container's
 		// control group: that is what the mode costs.
 		for _, mode := range []string{"mixed", "user"} {
-			m.subtest("podman exec with Cgroup "+mode, func(m machine) {
+			m.share("podman exec with Cgroup "+mode, func(m machine) {
 				n := m.user().unit(service{mode: mode})
 				n.start()
 				r := n.login("podman", "exec", n.container, "cat", "/proc/1/comm")
@@ -27,7 +27,7 @@ func TestUserCommands(t *testing.T) {
 			})
 		}
 		for _, mode := range []string{"mixed", "service", "user"} {
-			m.subtest("podman stop with Cgroup "+mode+" ends the unit with success", func(m machine) {
+			m.share("podman stop with Cgroup "+mode+" ends the unit with success", func(m machine) {
 				n := m.user().unit(service{mode: mode})
 				n.start()
 				m.must(n.login("podman", "stop", n.container))
@@ -42,7 +42,7 @@ func TestUserCommands(t *testing.T) {
 func TestExitStatusOfTheContainerIsTheUnits(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "service", "user"} {
-			m.subtest("Cgroup "+mode, func(m machine) {
+			m.share("Cgroup "+mode, func(m machine) {
 				n := m.user().unit(service{mode: mode, command: exiting7})
 				n.start()
 				n.awaitHandler(n.container, unix.SIGUSR1)
@@ -58,7 +58,7 @@ func TestExitStatusOfTheContainerIsTheUnits(t *testing.T) {
 func TestConmonKilled(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "service", "user"} {
-			m.subtest("Cgroup "+mode+" and Restart always: a new main PID that is right", func(m machine) {
+			m.share("Cgroup "+mode+" and Restart always: a new main PID that is right", func(m machine) {
 				n := m.user().unit(service{mode: mode, more: "Restart=always"})
 				n.start()
 				before := n.assertMainPIDIsConmon()
@@ -146,7 +146,7 @@ func TestFiles(t *testing.T) {
 func TestAllKilled(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "service", "user"} {
-			m.subtest("Cgroup "+mode+" starts again", func(m machine) {
+			m.share("Cgroup "+mode+" starts again", func(m machine) {
 				n := m.user().unit(service{mode: mode})
 				n.start()
 				before := n.assertMainPIDIsConmon()
@@ -173,7 +173,7 @@ func TestAllKilled(t *testing.T) {
 func TestSystemctlKill(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "service", "user"} {
-			m.subtest("Cgroup "+mode, func(m machine) {
+			m.share("Cgroup "+mode, func(m machine) {
 				n := m.user().unit(service{mode: mode})
 				n.start()
 				before := n.assertMainPIDIsConmon()

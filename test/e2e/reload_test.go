@@ -424,7 +424,7 @@ func TestReloadCutOff(t *testing.T) {
 		for name, pid := range map[string]string{
 			"a process of root's in the file": "1", "a process of the user's": "$$$$", "no PID": "web", "the old conmon": before.conmon,
 		} {
-			m.subtest(name, func(m machine) {
+			m.rare(name, func(m machine) {
 				n := n.in(m)
 				replaced(map[int]string{2: n.claims(pid)})
 				m.try("systemctl", "reload", n.name)

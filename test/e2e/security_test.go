@@ -82,7 +82,7 @@ func TestExposure(t *testing.T) {
 			{"a pod", "-b-pod", "-e-pod"},
 			{"a kube unit", "-c", "-f"},
 		} {
-			m.subtest(c.name, func(m machine) {
+			m.share(c.name, func(m machine) {
 				was, is := m.exposure(u.name+c.was), m.exposure(u.name+c.is)
 				m.t.Logf("%v, was %v", is, was)
 				if is > was {

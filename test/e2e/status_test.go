@@ -45,7 +45,7 @@ func (n unit) status() status {
 func TestStatus(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "service", "user"} {
-			m.subtest(mode, func(m machine) {
+			m.share(mode, func(m machine) {
 				n := m.user().unit(service{mode: mode})
 				if s := n.status(); s.ActiveState != "inactive" || s.Agrees != nil || s.Conmon != nil || s.User != n.user.name || s.Cgroup != mode {
 					m.t.Errorf("before the start: %+v", s)
@@ -257,7 +257,7 @@ func TestCheck(t *testing.T) {
 		well(n)
 		n.run(n.as("mkdir", "-p", filepath.Dir(filepath.Join(n.home(), configuration)))...)
 		for _, c := range cases {
-			m.subtest(c.name, func(m machine) {
+			m.share(c.name, func(m machine) {
 				n := n.in(m)
 				c.spoil(n)
 				p := n.point(c.what)
@@ -292,7 +292,7 @@ func TestCheck(t *testing.T) {
 func TestExplain(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "user"} {
-			m.subtest(mode, func(m machine) {
+			m.share(mode, func(m machine) {
 				n := m.user().unit(service{mode: mode})
 				n.start()
 				conmon := n.assertMainPIDIsConmon().conmon

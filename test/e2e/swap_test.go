@@ -118,18 +118,12 @@ func TestSwapCutOff(t *testing.T) {
 			m.run("kill", "-9", n.property("MainPID"))
 			ends(m)
 		})
-		// Of what follows, some is enough each time: -everywhere has all of it.
-		rare := func(name string, test func(m machine)) {
-			if *runEverywhere || thorough() {
-				m.subtest(name, test)
-			}
-		}
-		rare("notify-mainpid is killed once", func(m machine) {
+		m.rare("notify-mainpid is killed once", func(m machine) {
 			n := n.in(m)
 			replaced(map[int]string{4: killed})
 			n.reload()
 		})
-		rare("notify-mainpid is killed at its start", func(m machine) {
+		m.rare("notify-mainpid is killed at its start", func(m machine) {
 			n := n.in(m)
 			before := n.assertMainPIDIsConmon()
 			replaced(map[int]string{1: killed})
@@ -146,14 +140,14 @@ func TestSwapCutOff(t *testing.T) {
 			ends(m)
 		})
 		for name, pid := range map[string]string{"a process of root's in the file": "1", "a process of the user's": "$$$$", "the process that stands in": "$$MAINPID"} {
-			rare(name, func(m machine) {
+			m.rare(name, func(m machine) {
 				n := n.in(m)
 				replaced(map[int]string{3: n.claims(pid)})
 				m.try("systemctl", "reload", n.name)
 				ends(m)
 			})
 		}
-		rare("the first to finish is killed", func(m machine) {
+		m.rare("the first to finish is killed", func(m machine) {
 			n := n.in(m)
 			replaced(map[int]string{6: killed})
 			n.reload()
