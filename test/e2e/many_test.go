@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -14,11 +15,12 @@ import (
 
 var (
 	manyUnits  = flag.Int("many", 24, "how many `UNITS` TestManyAtOnce starts at once")
+	manyUsers  = flag.Int("many-users", 4, "of how many `USERS` they are")
 	manyRounds = flag.Int("many-rounds", 1, "how often; from 3 on the time that it takes is judged, too")
 )
 
-// manyUsers are the users of the units.
-const manyUsers = 4
+// mostTime is what a command that asks about all units may take.
+const mostTime = time.Minute
 
 // mostRatio is how much longer the start of all units may take with the project
 // than with two commands that do nothing in the place of its own. What systemd
@@ -29,7 +31,7 @@ const mostRatio = 1.15
 // one at a time: the machines share the processors.
 var manyMutex sync.Mutex
 
-// TestManyAtOnce starts many Quadlet units of a few users at once, each of which
+// TestManyAtOnce starts many Quadlet units of some users at once, each of which
 // must come up with its own conmon as the main process; and as many that are the
 // same but for what the project does: neither the hook nor any of its lines in
 // the drop-in, but those with which a unit is a user's. In the mode mixed such a
@@ -46,12 +48,12 @@ func TestManyAtOnce(t *testing.T) {
 		m.write("/etc/systemd/system.conf.d/many.conf", "[Manager]\nDefaultTimeoutStartSec=15min\n")
 		m.systemctl("daemon-reexec")
 		var users []user
-		for range manyUsers {
+		for range *manyUsers {
 			users = append(users, m.user())
 		}
 		const with, without, idle = "with", "without", "idle"
 		for i := range *manyUnits {
-			u := users[i%manyUsers]
+			u := users[i%len(users)]
 			m.write(fmt.Sprintf("%s/%s-%d.container", quadletDir, with, i), fmt.Sprintf(
 				"[Unit]\nPartOf=%[1]s.target\n[Container]\nImage=%[2]s\nContainerName=%[1]s-%[3]d\nNetwork=none\nExec=%[4]s\n[Service]\nUser=%[5]s\n",
 				with, imageName, i, sleeping, u.name))
@@ -107,6 +109,9 @@ func TestManyAtOnce(t *testing.T) {
 					m.run("mv", "/run/oci-mainpid-hook.json", hook)
 				}
 				m.assertAllConmon(set)
+				if set == with && len(took[with]) == 1 {
+					m.timeCommands(with + "-0")
+				}
 				// systemd is busy, and systemctl waits 25 s for its answer.
 				m.await(set+" is asked to stop", 5*time.Minute, func() bool {
 					return m.try("systemctl", "stop", "--no-block", set+".target", set+"-*.service").status == 0
@@ -129,6 +134,21 @@ func TestManyAtOnce(t *testing.T) {
 			m.t.Errorf("files are left: %s", left)
 		}
 	})
+}
+
+// timeCommands checks that what is asked of the machine, and of one unit on it, takes a
+// bounded time.
+func (m machine) timeCommands(unit string) {
+	m.t.Helper()
+	for _, args := range [][]string{{"status"}, {"check"}, {"clean"}, {"auto-update", "--dry-run"}, {"status", unit}, {"check", unit}, {"explain", unit}, {"podman", unit, "ps"}} {
+		start := time.Now()
+		m.run(append([]string{"oci-mainpid"}, args...)...)
+		took := time.Since(start).Round(10 * time.Millisecond)
+		fmt.Printf("%s: %d units of %d users: oci-mainpid %s takes %v\n", m.box.Suite, *manyUnits, *manyUsers, strings.Join(args, " "), took)
+		if took > mostTime {
+			m.t.Errorf("oci-mainpid %q takes %v, not at most %v", args, took, mostTime)
+		}
+	}
 }
 
 // assertAllConmon checks that all units of a set are active, and that the main
