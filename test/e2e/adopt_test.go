@@ -330,7 +330,8 @@ func adoptOwn(m machine) {
 		m.try("systemctl", "stop", n.name)
 		m.shell(`rm -rf /etc/containers/systemd/"$1".* /var/lib/oci-mainpid/adopt/"$1".service; systemctl daemon-reload`, u.name)
 	})
-	text := sleeper + "Volume=NAME.volume:/data\nVolume=%h/site:/site\n[Install]\nWantedBy=default.target\n"
+	// The user's service would wait 90 s for network-online.target.
+	text := sleeper + "Volume=NAME.volume:/data\nVolume=%h/site:/site\n[Quadlet]\nDefaultDependencies=false\n[Install]\nWantedBy=default.target\n"
 	write(u.name+".container", text)
 	write(u.name+".volume", "[Volume]\n")
 	u.writeHome("site/index", "site")
