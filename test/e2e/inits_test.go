@@ -337,6 +337,8 @@ func (n *initService) prepare(blocks []block, runtime string) {
 			n.t.Logf("%v", n.try("sh", "-c", "journalctl -b --no-pager --identifier=supervise-daemon --identifier=start-stop-daemon | tail -n 30; tail -n 60 /var/log/init.log /var/log/web.log /var/log/supervisor/web-*; ps -eo pid,ppid,args | cut -c1-200"))
 		}
 	})
+	// The next case links them again.
+	n.t.Cleanup(func() { n.outside("rm", "-rf", "/run/service", "/etc/service/web", "/etc/s6/web/supervise", "/etc/sv/web/supervise") })
 	if n.init.boot != nil {
 		n.init.boot(n)
 	}
