@@ -230,8 +230,6 @@ func (d *deriver) checkReady() error {
 		reason = "Type=oneshot has no main process that could be ready; write Type=notify"
 	case !d.main.CreatesContainer():
 		reason = "ExecStart= is no podman run, so there is no container whose systemd could be heard; write podman run -d --rm --name=NAME"
-	case len(d.sockets) > 0:
-		reason = fmt.Sprintf("the sockets of %s would not reach the container; remove Ready=", strings.Join(d.sockets, ", "))
 	case d.systemdVersion > 0 && d.systemdVersion < openFileVersion:
 		reason = fmt.Sprintf("needs systemd %d or later; remove Ready=", openFileVersion)
 	}
@@ -342,9 +340,10 @@ func (d *deriver) delivery(serviceType string) (how dropin.Delivery, err error) 
 		return how, fmt.Errorf("Cgroup=service: podman %s puts pods into a control group of their own and cannot put them into the unit's; write Cgroup=mixed", d.main.Verb)
 	}
 	notifies := serviceType == "notify" || serviceType == "notify-reload"
+	openFile := d.systemdVersion >= openFileVersion && !unitfile.IsTemplate(d.Service) && len(d.sockets) == 0
 	if d.Options.Ready != "" {
 		// oci-mainpid run sends READY=1, from the unit's control group, after the hook.
-		return dropin.Delivery{Pause: true, HookFirst: true, OpenFile: !unitfile.IsTemplate(d.Service)}, nil
+		return dropin.Delivery{Pause: true, HookFirst: true, OpenFile: openFile}, nil
 	}
 	if notifies && d.Options.Cgroup == dropin.User && d.creates {
 		switch sdnotify, _ := d.main.Last("sdnotify"); sdnotify {
@@ -363,7 +362,7 @@ func (d *deriver) delivery(serviceType string) (how dropin.Delivery, err error) 
 	// send it as soon as it runs.
 	how.HookFirst = how.Kube || d.creates && (sdnotify == "conmon" || sdnotify == "healthy")
 	how.Pause = d.starts
-	how.OpenFile = d.systemdVersion >= openFileVersion && !unitfile.IsTemplate(d.Service) && len(d.sockets) == 0
+	how.OpenFile = openFile
 	return how, nil
 }
 

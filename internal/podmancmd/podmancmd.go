@@ -302,3 +302,9 @@ func set(names ...string) map[string]bool {
 	}
 	return m
 }
+
+// Activated returns a command line that runs another one with LISTEN_PID= set to the PID of
+// the process, as it must be for one that gets sockets, sd_listen_fds(3).
+func Activated(args []string) []string {
+	return append([]string{"/bin/sh", "-c", `export LISTEN_PID=$$; exec "$@"`, "sh"}, args...)
+}

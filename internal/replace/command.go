@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/podmancmd"
 	"oci-mainpid-hook/internal/proc"
 	"oci-mainpid-hook/internal/regular"
 	"oci-mainpid-hook/sdnotify"
@@ -58,8 +59,7 @@ func (u *Unit) command(ctx context.Context, o Options, held sockets) (c *command
 	}
 	if len(held.files) > 0 {
 		set["LISTEN_FDS"], set["LISTEN_FDNAMES"] = strconv.Itoa(len(held.files)), held.names
-		// It is the PID of the process that becomes podman.
-		args = append([]string{"/bin/sh", "-c", `export LISTEN_PID=$$; exec "$@"`, "sh"}, args...)
+		args = podmancmd.Activated(args)
 	}
 	c.cmd = exec.CommandContext(ctx, args[0], args[1:]...)
 	c.cmd.Cancel = func() error { return c.cmd.Process.Signal(unix.SIGTERM) }

@@ -67,8 +67,9 @@ func (c *children) reap() {
 	}
 }
 
-// start starts a command with that standard output, nil for none. Its exit status comes by the channel.
-func (c *children) start(args, env []string, stdout *os.File) (pid int, ended <-chan unix.WaitStatus, err error) {
+// start starts a command with that standard output, nil for none, and with the other files
+// from descriptor 3 on. Its exit status comes by the channel.
+func (c *children) start(args, env []string, stdout *os.File, files ...*os.File) (pid int, ended <-chan unix.WaitStatus, err error) {
 	path, err := exec.LookPath(args[0])
 	if err != nil {
 		return 0, nil, err
@@ -83,7 +84,7 @@ func (c *children) start(args, env []string, stdout *os.File) (pid int, ended <-
 	}
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
-	p, err := os.StartProcess(path, args, &os.ProcAttr{Env: env, Files: []*os.File{null, stdout, os.Stderr}})
+	p, err := os.StartProcess(path, args, &os.ProcAttr{Env: env, Files: append([]*os.File{null, stdout, os.Stderr}, files...)})
 	if err != nil {
 		return 0, nil, err
 	}

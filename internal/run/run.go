@@ -11,13 +11,16 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/podmancmd"
 	"oci-mainpid-hook/internal/unitfile"
 	"oci-mainpid-hook/sdnotify"
 )
@@ -175,7 +178,13 @@ func (r *runner) start() (int, error) {
 	if r.Timeout > 0 {
 		deadline = time.After(r.Timeout)
 	}
-	pid, ended, err := r.children.start(r.command.args, r.podmanEnvironment(handover.EnvMainPIDFile+"="+r.mainPIDFile), os.Stdout)
+	args, env := r.command.args, []string{handover.EnvMainPIDFile + "=" + r.mainPIDFile}
+	sockets := activation.Files(false)
+	if len(sockets) > 0 {
+		args = podmancmd.Activated(args)
+		env = append(env, "LISTEN_FDS="+strconv.Itoa(len(sockets)), "LISTEN_FDNAMES="+os.Getenv("LISTEN_FDNAMES"))
+	}
+	pid, ended, err := r.children.start(args, r.podmanEnvironment(env...), os.Stdout, sockets...)
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", r.command.args[0], err)
 	}

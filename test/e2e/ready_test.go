@@ -105,6 +105,28 @@ func TestReady(t *testing.T) {
 			n.assertEnded("failed", "exit-code", "9")
 			n.assertGone()
 		})
+		m.share("sockets", func(m machine) {
+			n, u := n.in(m), u
+			u.machine = m
+			// systemd gives the socket to its own unit that has the same address.
+			const socket = "[Socket]\nListenStream=127.0.0.1:8765\n"
+			name := u.name + ".socket"
+			m.write(unitDir+"/"+name, socket+"FileDescriptorName=answer\n")
+			u.t.Cleanup(func() { m.try("systemctl", "stop", name); m.run("rm", unitDir+"/"+name) })
+			u.writeHome("answer.socket", socket+"Accept=yes\n")
+			u.writeHome("answer@.service", "[Service]\nExecStart=/bin/hostname\nStandardOutput=socket\n")
+			volumes := "Volume=%h/answer.socket:/etc/systemd/system/answer.socket\n" +
+				"Volume=%h/answer.socket:/etc/systemd/system/sockets.target.wants/answer.socket\n" +
+				"Volume=%h/answer@.service:/etc/systemd/system/answer@.service\n"
+			u.quadlets(map[string]string{"NAME.container": strings.Replace(file, "[Service]", "Network=none\n"+volumes+"[Service]", 1) + "Ready=multi-user.target\n"})
+			m.systemctl("start", name, n.name)
+			n.assertMainPIDIsConmon()
+			if got, want := m.run("bash", "-c", "cat </dev/tcp/127.0.0.1/8765"), u.podman("exec", n.container, "hostname"); got != want {
+				m.t.Errorf("who answers is %q, not %q", got, want)
+			}
+			n.stop()
+			n.assertGone()
+		})
 		m.share("a target that never comes", func(m machine) {
 			n, u := n.in(m), u
 			u.machine = m
