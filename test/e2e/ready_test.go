@@ -114,9 +114,10 @@ func TestReady(t *testing.T) {
 			m.write(unitDir+"/"+name, socket+"FileDescriptorName=answer\n")
 			u.t.Cleanup(func() { m.try("systemctl", "stop", name); m.run("rm", unitDir+"/"+name) })
 			u.writeHome("answer.socket", socket+"Accept=yes\n")
+			u.writeHome("wants.conf", "[Unit]\nWants=answer.socket\n")
 			u.writeHome("answer@.service", "[Service]\nExecStart=/bin/hostname\nStandardOutput=socket\n")
 			volumes := "Volume=%h/answer.socket:/etc/systemd/system/answer.socket\n" +
-				"Volume=%h/answer.socket:/etc/systemd/system/sockets.target.wants/answer.socket\n" +
+				"Volume=%h/wants.conf:/etc/systemd/system/sockets.target.d/wants.conf\n" +
 				"Volume=%h/answer@.service:/etc/systemd/system/answer@.service\n"
 			u.quadlets(map[string]string{"NAME.container": strings.Replace(file, "[Service]", "Network=none\n"+volumes+"[Service]", 1) + "Ready=multi-user.target\n"})
 			m.systemctl("start", name, n.name)
