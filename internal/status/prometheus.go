@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 )
 
 // metric is a metric that WritePrometheus writes.
@@ -19,12 +20,7 @@ var metrics = []metric{
 	{"oci_mainpid_unit_failed", "gauge", "Whether the unit has failed.",
 		func(s Service) (float64, bool) { return truth(s.ActiveState == "failed"), true }},
 	{"oci_mainpid_unit_state_change_timestamp_seconds", "gauge", "When the unit got into its state.",
-		func(s Service) (float64, bool) {
-			if s.Since == nil {
-				return 0, false
-			}
-			return float64(s.Since.UnixMicro()) / 1e6, true
-		}},
+		func(s Service) (float64, bool) { return seconds(s.Since) }},
 	{"oci_mainpid_unit_restarts", "gauge", "How often systemd has restarted the unit by itself, since somebody did.",
 		func(s Service) (float64, bool) { return float64(s.Restarts), true }},
 	{"oci_mainpid_unit_main_pid_agrees", "gauge", "Whether systemd's main process is podman's conmon, of an active unit.",
@@ -34,8 +30,18 @@ var metrics = []metric{
 			}
 			return truth(*s.Agrees), true
 		}},
+	{"oci_mainpid_unit_refused_timestamp_seconds", "gauge", "When notify-mainpid last refused the PID of a main process, since the boot.",
+		func(s Service) (float64, bool) { return seconds(s.Refused) }},
 	{"oci_mainpid_unit_left_over_containers", "gauge", "Containers of earlier starts that still run.",
 		func(s Service) (float64, bool) { return float64(len(s.LeftOver)), s.Cgroup != "" }},
+}
+
+// seconds returns the seconds since the epoch, and whether there is a time.
+func seconds(t *time.Time) (float64, bool) {
+	if t == nil {
+		return 0, false
+	}
+	return float64(t.UnixMicro()) / 1e6, true
 }
 
 func truth(b bool) float64 {

@@ -15,8 +15,10 @@ import (
 	"oci-mainpid-hook/conmonbridge"
 	"oci-mainpid-hook/internal/census"
 	"oci-mainpid-hook/internal/handover"
+	"oci-mainpid-hook/internal/journal"
 	"oci-mainpid-hook/internal/leftover"
 	"oci-mainpid-hook/internal/manager"
+	"oci-mainpid-hook/internal/message"
 	"oci-mainpid-hook/internal/run"
 	"oci-mainpid-hook/internal/story"
 	"oci-mainpid-hook/internal/terminal"
@@ -45,6 +47,9 @@ type Service struct {
 	// Problem says what is wrong now, LastError why the unit failed last.
 	Problem   string `json:"problem,omitempty"`
 	LastError string `json:"last_error,omitempty"`
+	// Refused is when notify-mainpid last refused the PID of a main process, since the
+	// boot.
+	Refused *time.Time `json:"refused,omitempty"`
 	// LeftOver are conmons of earlier starts, which systemd does not watch.
 	LeftOver []Conmon `json:"left_over,omitempty"`
 	// OfRoot are root's conmons that were started for the unit.
@@ -286,10 +291,15 @@ func Read(ctx context.Context, m *manager.Manager, names []string, look func(at 
 	if err != nil {
 		return nil, err
 	}
+	look("the journal")
+	refused := refusals(ctx)
 	began := time.Now()
 	for _, u := range units {
 		look(u.Name)
 		s := Of(u, processes.Conmons)
+		if at, ok := refused[u.Name]; ok {
+			s.Refused = &at
+		}
 		if (u.Result != "success" && u.Result != "" || u.ActiveState == "failed") && u.Refused() == "" {
 			s.LastError = systemdsResult(u) + "; see: oci-mainpid explain " + u.Name
 			if time.Since(began) < reasonsTimeout {
@@ -304,6 +314,27 @@ func Read(ctx context.Context, m *manager.Manager, names []string, look func(at 
 	}), nil
 }
 
+// maxRefusals is how many refusals of all units are read.
+const maxRefusals = 1000
+
+// refusals returns when notify-mainpid last refused the PID of each unit's main
+// process, since the boot. What the journal does not say within reasonsTimeout is
+// missing.
+func refusals(ctx context.Context) map[string]time.Time {
+	ctx, cancel := context.WithTimeout(ctx, reasonsTimeout)
+	defer cancel()
+	last := map[string]time.Time{}
+	journal.Read(ctx, journal.Query{
+		Matches: []string{"MESSAGE_ID=" + message.Refused.ID, "_UID=0"}, Boot: true, Newest: true, Most: maxRefusals,
+	}, func(e journal.Entry) bool {
+		if unit := e.Fields["UNIT"]; last[unit].IsZero() {
+			last[unit] = e.Time
+		}
+		return true
+	})
+	return last
+}
+
 // lastError returns why the unit failed last: in the journal's words, or else in
 // systemd's.
 func lastError(ctx context.Context, u *manager.Unit) string {
@@ -315,6 +346,6 @@ func lastError(ctx context.Context, u *manager.Unit) string {
 
 func systemdsResult(u *manager.Unit) string { return "systemd's result is " + u.Result }
 
-// reasonsTimeout is how long Read asks the journal why units failed. It takes a tenth
-// of a second for each.
+// reasonsTimeout is how long Read asks the journal why units failed, and as long again
+// for refusals. It takes a tenth of a second for each failure.
 const reasonsTimeout = 3 * time.Second

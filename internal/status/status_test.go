@@ -101,7 +101,7 @@ func services() []Service {
 		{Unit: "db@1.service", User: "db", Cgroup: "user", LoadState: "loaded", ActiveState: "active", SubState: "running", Result: "success",
 			Since: at("2025-12-24 18:00:00"), MainPID: 7, Conmon: &Conmon{PID: 1234, Container: "db\x1b[31m"}, Agrees: &no, Problem: "systemd's main process is 7, podman's conmon is 1234"},
 		{Unit: "failed.service", User: "db", Cgroup: "mixed", LoadState: "loaded", ActiveState: "failed", SubState: "failed", Result: "exit-code",
-			Since: at("2024-12-24 18:00:00"), Problem: "container failed still runs, of an earlier start (conmon 5)", LastError: "podman: Error: \x1b]0;x\a" + strings.Repeat("long ", 30), LeftOver: []Conmon{{PID: 5}}},
+			Since: at("2024-12-24 18:00:00"), Problem: "container failed still runs, of an earlier start (conmon 5)", Refused: at("2024-12-24 18:00:00"), LastError: "podman: Error: \x1b]0;x\a" + strings.Repeat("long ", 30), LeftOver: []Conmon{{PID: 5}}},
 		{Unit: "gone.service", User: "db", Cgroup: "mixed", LoadState: "loaded", ActiveState: "active", SubState: "running", MainPID: 9, Agrees: &no, Problem: "systemd's main process is 9, but no conmon of this start runs"},
 		{Unit: "starting.service", User: "db", Cgroup: "mixed", LoadState: "loaded", ActiveState: "activating", SubState: "start-post", MainPID: 9, Conmon: &Conmon{PID: 10, Container: "s"}},
 		{Unit: "vol-volume.service", User: "db", LoadState: "loaded", ActiveState: "active", SubState: "exited", Since: at("2026-01-02 03:04:05")},
