@@ -13,6 +13,10 @@ BASHCOMPDIR  ?= $(PREFIX)/share/bash-completion/completions
 # Debian's zsh does not read /usr/share/zsh/site-functions.
 ZSHCOMPDIR   ?= $(PREFIX)/share/zsh/$(if $(and $(filter /usr,$(PREFIX)),$(wildcard $(DESTDIR)/etc/debian_version)),vendor-completions,site-functions)
 FISHCOMPDIR  ?= $(PREFIX)/share/fish/vendor_completions.d
+# ansible-playbook of Debian and Fedora looks for roles in /usr/share/ansible/roles.
+ROLEDIR      ?= $(PREFIX)/share/ansible/roles
+# What other programs read by a path that somebody gives them.
+DATADIR      ?= $(PREFIX)/share/oci-mainpid
 
 # The unit's name follows from /run/oci-mainpid, see systemd.mount(5).
 RUN_MOUNT := run-oci\x2dmainpid.mount
@@ -39,8 +43,11 @@ export CGO_ENABLED := 0
 
 PROGRAMS := oci-mainpid-hook notify-mainpid podman-pause oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
+ROLE     := $(patsubst dist/ansible/roles/%,%,$(wildcard dist/ansible/roles/oci_mainpid/*/*.yml))
+# Units that run oci-mainpid by a timer.
+TIMERS   := oci-mainpid-auto-update oci-mainpid-metrics
 
-.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit vsock e2e everywhere attack matrix inits machines soak check fuzz bench clean
+.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit vsock e2e everywhere attack matrix inits fleet machines soak check fuzz bench clean
 all: build man
 
 # The same source makes the same bytes anywhere: make reproducible. What git says
@@ -71,15 +78,17 @@ install: build man completions
 	$(INSTALL) -D -m 644 dist/systemd/run-oci-mainpid.mount '$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)'
 	sed 's|/usr/libexec|$(LIBEXECDIR)|' dist/systemd/oci-mainpid-pause@.service > $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
 	chmod 644 $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service
-	sed 's|/usr/bin|$(BINDIR)|' dist/systemd/oci-mainpid-auto-update.service > $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-auto-update.service
-	chmod 644 $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-auto-update.service
-	$(INSTALL) -m 644 dist/systemd/oci-mainpid-auto-update.timer $(DESTDIR)$(SYSTEMDDIR)/system/
+	for timer in $(TIMERS); do \
+		$(INSTALL) -m 644 dist/systemd/$$timer.service dist/systemd/$$timer.timer $(DESTDIR)$(SYSTEMDDIR)/system/ && \
+		sed -i 's|/usr/bin|$(BINDIR)|' $(DESTDIR)$(SYSTEMDDIR)/system/$$timer.service || exit; done
 	$(INSTALL) -d $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants
 	ln -sf '../$(RUN_MOUNT)' $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/
 	$(INSTALL) -D -m 644 dist/catalog/oci-mainpid.catalog $(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog
 	$(INSTALL) -D -m 644 bin/completions/bash $(DESTDIR)$(BASHCOMPDIR)/oci-mainpid
 	$(INSTALL) -D -m 644 bin/completions/zsh $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid
 	$(INSTALL) -D -m 644 bin/completions/fish $(DESTDIR)$(FISHCOMPDIR)/oci-mainpid.fish
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(DATADIR) dist/prometheus/oci-mainpid.rules.yml dist/grafana/oci-mainpid.json
+	for file in $(ROLE); do $(INSTALL) -D -m 644 dist/ansible/roles/$$file $(DESTDIR)$(ROLEDIR)/$$file || exit; done
 	for page in $(MANPAGES); do $(INSTALL) -D -m 644 $$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/} || exit; done
 
 uninstall:
@@ -91,12 +100,14 @@ uninstall:
 		$(DESTDIR)$(SYSTEMDDIR)/system-generators/oci-mainpid-generator \
 		$(DESTDIR)$(TMPFILESDIR)/oci-mainpid.conf \
 		$(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-pause@.service \
-		$(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-auto-update.service $(DESTDIR)$(SYSTEMDDIR)/system/oci-mainpid-auto-update.timer \
+		$(foreach timer,$(TIMERS),$(DESTDIR)$(SYSTEMDDIR)/system/$(timer).service $(DESTDIR)$(SYSTEMDDIR)/system/$(timer).timer) \
+		$(DESTDIR)$(DATADIR)/oci-mainpid.rules.yml $(DESTDIR)$(DATADIR)/oci-mainpid.json \
+		$(addprefix $(DESTDIR)$(ROLEDIR)/,$(ROLE)) \
 		'$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)' '$(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/$(RUN_MOUNT)' \
 		$(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog \
 		$(DESTDIR)$(BASHCOMPDIR)/oci-mainpid $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid $(DESTDIR)$(FISHCOMPDIR)/oci-mainpid.fish
 	for page in $(MANPAGES); do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/} || exit; done
-	for dir in $(LIBEXECDIR)/oci-mainpid $(foreach dir,$(HOOK_BIN_DIR) $(HOOK_DIR) $(BASHCOMPDIR) $(ZSHCOMPDIR) $(FISHCOMPDIR),$(dir) $(patsubst %/,%,$(dir $(dir)))); do \
+	for dir in $(LIBEXECDIR)/oci-mainpid $(DATADIR) $(addprefix $(ROLEDIR)/,$(sort $(patsubst %/,%,$(dir $(ROLE)))) oci_mainpid) $(foreach dir,$(ROLEDIR) $(HOOK_BIN_DIR) $(HOOK_DIR) $(BASHCOMPDIR) $(ZSHCOMPDIR) $(FISHCOMPDIR),$(dir) $(patsubst %/,%,$(dir $(dir)))); do \
 		[ ! -d $(DESTDIR)$$dir ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$dir || exit; done
 
 # A bill of materials of each program, in CycloneDX's format. It names the tool by
@@ -180,6 +191,10 @@ matrix: build man
 # Every init of docs/without-systemd.md, with crun and runc, as root and as a user.
 inits: build man
 	$(GO) test -tags e2e -count=1 -timeout 90m ./test/e2e -run '^TestInits$$' -inits -v
+
+# Ansible over two machines, and Prometheus. CI runs what needs neither, TestFleetFiles.
+fleet: build man
+	$(GO) test -tags e2e,machines -count=1 -timeout 30m -v ./test/e2e -run '^TestFleet'
 
 # What needs a kernel of its own, on machines that qemu runs. CI has no time for them.
 machines: build man

@@ -35,7 +35,7 @@ done
 [ -z "$found" ] || say "write User= into a unit file before you delete its drop-in: a unit file without User= is root's"
 
 if command -v systemctl >/dev/null; then
-	systemctl disable --quiet --now oci-mainpid-auto-update.timer || :
+	systemctl disable --quiet --now oci-mainpid-auto-update.timer oci-mainpid-metrics.timer || :
 fi
 [ -d /run/systemd/system ] || exit 0
 set --

@@ -130,16 +130,16 @@ var settings = map[page]setting{
 				r.tidy()
 				r.readmeUnit(webContainer)
 			},
-			"oci-mainpid status --format=prometheus >/var/lib/prometheus/node-exporter/oci-mainpid.prom": func(r *reader, _ block) {
+			"systemctl enable --now oci-mainpid-metrics.timer": func(r *reader, _ block) {
 				r.run("mkdir", "-p", "/var/lib/prometheus/node-exporter") // node_exporter's package does
 				r.systemctl("start", "web")
 			},
 		},
 		after: map[string]func(r *reader, b block, screen string){
-			"oci-mainpid status --format=prometheus >/var/lib/prometheus/node-exporter/oci-mainpid.prom": func(r *reader, _ block, _ string) {
-				if got := r.run("cat", "/var/lib/prometheus/node-exporter/oci-mainpid.prom"); !strings.Contains(got, `oci_mainpid_unit_active{unit="web.service",user="web",cgroup="mixed"} 1`) {
-					r.t.Errorf("%s", got)
-				}
+			"systemctl enable --now oci-mainpid-metrics.timer": func(r *reader, _ block, _ string) {
+				r.await("the metrics of web.service", soon, func() bool {
+					return strings.Contains(r.try("cat", "/var/lib/prometheus/node-exporter/oci-mainpid.prom").stdout, `oci_mainpid_unit_active{unit="web.service",user="web",cgroup="mixed"} 1`)
+				})
 			},
 		},
 	},

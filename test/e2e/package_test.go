@@ -249,7 +249,7 @@ func pagesOfPackage(m machine) {
 	const unpacked = "/srv/unpacked"
 	m.run("dpkg-deb", "--extract", packageDir+"/"+newerVersion+".deb", unpacked)
 	dir := filepath.Join(m.box.Root(), unpacked, "usr/share/doc/oci-mainpid-hook")
-	for _, page := range []string{"README.md", "docs/troubleshooting.md", "docs/rootful-to-rootless.md", "docs/user-to-system.md", "docs/credentials.md", "docs/reload.md", "docs/selinux-apparmor.md"} {
+	for _, page := range []string{"README.md", "docs/troubleshooting.md", "docs/rootful-to-rootless.md", "docs/user-to-system.md", "docs/credentials.md", "docs/reload.md", "docs/fleet.md", "docs/selinux-apparmor.md"} {
 		if _, err := os.Stat(filepath.Join(dir, page)); err != nil {
 			m.t.Errorf("not in the package: %v", err)
 		}
