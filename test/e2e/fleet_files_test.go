@@ -11,22 +11,16 @@ import (
 // accepts the alerts and the metrics, and each alert fires when it should.
 func TestFleetFiles(t *testing.T) {
 	onOneStack(t, onLast, func(m machine) {
-		const promtool = "/srv/usr/bin/promtool"
-		m.must(m.online("", "sh", "-ec", `
-			cd /srv
-			apt-get --quiet --option=Acquire::Check-Valid-Until=false update
-			apt-get --quiet download prometheus
-			dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool
-			rm prometheus_*.deb`))
-		m.run(promtool, "check", "rules", "/usr/share/oci-mainpid/oci-mainpid.rules.yml")
+		m.debian("promtool")
+		m.run("promtool", "check", "rules", "/usr/share/oci-mainpid/oci-mainpid.rules.yml")
 		rules, err := os.ReadFile("testdata/oci-mainpid.rules_test.yml")
 		if err != nil {
 			m.t.Fatal(err)
 		}
 		m.write("/srv/rules_test.yml", string(rules))
-		m.run(promtool, "test", "rules", "/srv/rules_test.yml")
+		m.run("promtool", "test", "rules", "/srv/rules_test.yml")
 		m.user().unit(service{mode: "mixed"})
-		if r := m.feed(m.run("oci-mainpid", "status", "--format=prometheus")+"\n", promtool, "check", "metrics"); r.status != 0 || r.stderr != "" {
+		if r := m.feed(m.run("oci-mainpid", "status", "--format=prometheus")+"\n", "promtool", "check", "metrics"); r.status != 0 || r.stderr != "" {
 			m.t.Error(r)
 		}
 	})
