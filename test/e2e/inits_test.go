@@ -338,7 +338,9 @@ func (n *initService) prepare(blocks []block, runtime string) {
 		}
 	})
 	// The next case links them again.
-	n.t.Cleanup(func() { n.outside("rm", "-rf", "/run/service", "/etc/service/web", "/etc/s6/web/supervise", "/etc/sv/web/supervise") })
+	n.t.Cleanup(func() {
+		n.outside("rm", "-rf", "/run/service", "/etc/service/web", "/etc/s6/web/supervise", "/etc/sv/web/supervise")
+	})
 	if n.init.boot != nil {
 		n.init.boot(n)
 	}
