@@ -136,6 +136,7 @@ package-root: sbom
 	chmod 644 $(DOCDIR)/changelog.gz
 	$(INSTALL) -D -m 644 -t $(DOCDIR) $(PAGES)
 	$(INSTALL) -D -m 644 -t $(DOCDIR)/docs docs/*.md
+	$(INSTALL) -D -m 644 -t $(DOCDIR)/examples/early-service examples/early-service/README.md
 	sed -i 's|(LICENSE)|(copyright)|; s|(CHANGELOG.md)|(changelog.gz)|' $(DOCDIR)/README.md
 	printf -- '- semver: "%s-1"\n  date: %s\n  packager: "%s"\n  changes: [{note: "Version %s. See changelog.gz."}]\n  deb: {urgency: medium, distributions: [unstable]}\n' \
 		'$(PACKAGE_VERSION)' "$$(date --utc --date=@$(SOURCE_DATE_EPOCH) +%FT%TZ)" '$(MAINTAINER)' '$(VERSION)' >bin/changelog.yaml

@@ -483,6 +483,8 @@ func TestDenials(t *testing.T) {
 		"AppArmor":           {`audit: type=1400 audit(1700000000.1:2): apparmor="DENIED" operation="open" profile="/usr/bin/pasta" name="/x" comm="pasta.avx2"`, true},
 		"AppArmor, allowed":  {`audit: type=1400 audit(1.1:2): apparmor="ALLOWED" operation="open" profile="podman" comm="podman"`, false},
 		"another's":          {`avc:  denied  { read } for pid=1 comm="httpd"`, false},
+		"our mount":          {`avc:  denied  { mounton } for pid=1 comm="(mount)" path="/run/oci-mainpid" scontext=system_u:system_r:mount_t:s0 tcontext=system_u:object_r:oci_mainpid_runtime_t:s0 tclass=dir permissive=0`, true},
+		"a thread of podman": {`avc:  denied  { search } for pid=1 comm="3" scontext=system_u:system_r:podman_t:s0 tcontext=system_u:object_r:user_runtime_root_t:s0 tclass=dir`, true},
 		"a name in it":       {`avc:  denied  { read } for pid=1 comm="httpd" path="/usr/bin/podman"`, false},
 		"no denial":          {`podman: something was denied`, false},
 	} {

@@ -265,11 +265,18 @@ func auditLog(path string, since time.Time) []string {
 	return found
 }
 
+// ofContainers are in a line about SELinux domains of podman or conmon, or our type of
+// files. systemd mounts /run/oci-mainpid by a program of another name.
+var ofContainers = regexp.MustCompile(` scontext=[^ ]*:(podman_|container_runtime_)|:oci_mainpid_runtime_t`)
+
 // isDenial reports whether a line of the audit log is about a denial for one of the
-// programs in denied.
+// programs in denied, or of what they need.
 func isDenial(line string) bool {
 	if !strings.Contains(line, "avc:  denied") && !strings.Contains(line, `apparmor="DENIED"`) {
 		return false
+	}
+	if ofContainers.MatchString(line) {
+		return true
 	}
 	for _, key := range []string{` comm="`, ` profile="`} {
 		if _, rest, ok := strings.Cut(line, key); ok {

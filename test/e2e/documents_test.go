@@ -478,7 +478,7 @@ func TestPages(t *testing.T) {
 			}
 		}
 		s, ok := settings[p]
-		if ok != (commands && p != "README.md" && p != withoutSystemd) {
+		if ok != (commands && p != "README.md" && p != withoutSystemd && p != earlyService) {
 			t.Errorf("%s: commands: %v, setting: %v", p, commands, ok)
 		}
 		if !ok {

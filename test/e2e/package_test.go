@@ -255,7 +255,7 @@ func pagesOfPackage(m machine) {
 		}
 	}
 	var pages []string
-	for _, pattern := range []string{"*.md", "docs/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "examples/*/*.md"} {
 		found, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
 			m.t.Fatal(err)

@@ -22,7 +22,7 @@ const checkout = "../.."
 // pages returns every page that people read.
 func pages() ([]page, error) {
 	var all []page
-	for _, pattern := range []string{"*.md", "docs/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "examples/*/*.md"} {
 		found, err := filepath.Glob(filepath.Join(checkout, pattern))
 		if err != nil {
 			return nil, err
@@ -37,6 +37,9 @@ func pages() ([]page, error) {
 	}
 	return all, nil
 }
+
+// earlyService is the page whose commands TestWholeEarlyService types.
+const earlyService page = "examples/early-service/README.md"
 
 // block is what stands between a page's fences.
 type block struct {
@@ -108,6 +111,14 @@ var notRun = map[page]map[string]string{
 		"go test -tags e2e ./test/e2e -stacks=forky -run TestStrangersPID -keep":                          "is a part of what runs this test",
 		"go test -tags e2e ./test/e2e -stacks=trixie -run TestSoak -soak=200 -soak-seed=7 -soak-go-on -v": "is a part of what runs this test, and takes minutes",
 		"bin/sandbox shell m1": "wants a terminal and somebody who types",
+	},
+	earlyService: {
+		"make -C examples/early-service install": "TestWholeEarlyService does, for a machine that it boots next",
+		"systemctl enable early-service.service": "TestWholeEarlyService does, for a machine that it boots next",
+		"dracut --force":                         "TestWholeEarlyService does, for a machine that it boots next",
+		"reboot":                                 "TestWholeEarlyService boots",
+		"echo get_counter | nc -N -U /run/early-service/early-service.sock":         "the machine has no nc; the unit tests ask",
+		"echo set_counter 1000000 | nc -N -U /run/early-service/early-service.sock": "the machine has no nc; the unit tests ask",
 	},
 	"docs/selinux-apparmor.md": {
 		"apt install selinux-policy-dev       # Fedora, openSUSE: selinux-policy-devel": "TestSELinux does",

@@ -22,11 +22,13 @@ import (
 // Without KVM, everything takes ten times as long.
 func init() { soon, commandTimeout = 3*time.Minute, 10*time.Minute }
 
-// onWholeMachine runs a test on a machine of the first stack's that has a kernel of its
-// own, and the product.
-func onWholeMachine(t *testing.T, test func(m machine)) {
+// bootWhole boots a machine of the first stack's that has a kernel of its own, and what
+// else the configuration says.
+func bootWhole(t *testing.T, c sandbox.Config) machine {
+	t.Helper()
 	var progress bytes.Buffer
-	box, err := sandbox.Boot(interrupted, sandbox.Config{Suite: stacks()[0].suite, Whole: true, Progress: &progress})
+	c.Suite, c.Whole, c.Progress = stacks()[0].suite, true, &progress
+	box, err := sandbox.Boot(interrupted, c)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, &progress)
 	}
@@ -37,7 +39,12 @@ func onWholeMachine(t *testing.T, test func(m machine)) {
 			t.Error(err)
 		}
 	})
-	m := machine{t, box}
+	return machine{t, box}
+}
+
+// onWholeMachine runs a test on such a machine that has the product.
+func onWholeMachine(t *testing.T, test func(m machine)) {
+	m := bootWhole(t, sandbox.Config{})
 	dir := t.TempDir()
 	if err := errors.Join(os.MkdirAll(filepath.Join(dir, path.Dir(guestPath)), 0o755), runMake("install", dir), installGuest(dir)); err != nil {
 		t.Fatal(err)

@@ -22,7 +22,7 @@ import (
 // How long each step of a machine's life may take, unless the context ends first.
 const (
 	bootTimeout     = 2 * time.Minute
-	wholeTimeout    = 10 * time.Minute // qemu may have no KVM, and a busy processor
+	wholeTimeout    = 20 * time.Minute // qemu may have no KVM, and a busy processor
 	askTimeout      = 15 * time.Second // then systemd is asked again: a boot that ends takes a question with it
 	powerOffTimeout = 20 * time.Second // then it is killed
 	killTimeout     = 10 * time.Second
@@ -30,10 +30,15 @@ const (
 
 // Config says what machine to boot.
 type Config struct {
-	Suite    Suite
-	Whole    bool      // a kernel of its own, in qemu
-	Name     string    // of the machine and its host name; if empty, one is made up
-	Progress io.Writer // may be nil
+	Suite Suite
+	Whole bool // a kernel of its own, in qemu
+
+	// Of a whole machine: a directory that is laid over its root, a shell script that
+	// then runs in that root, before its initrd is made, and more of the kernel's
+	// command line.
+	Files, Prepare, Kernel string
+	Name                   string    // of the machine and its host name; if empty, one is made up
+	Progress               io.Writer // may be nil
 }
 
 // A Machine is a booted machine. It runs until PowerOff, even after the process
@@ -50,8 +55,13 @@ func Boot(ctx context.Context, c Config) (*Machine, error) {
 	makeRoot, needed := build, toBoot
 	if c.Whole {
 		makeRoot, needed = buildWhole, toBootWhole
+	} else if c.Files+c.Prepare+c.Kernel != "" {
+		return nil, errors.New("Files, Prepare and Kernel are for whole machines: others have Root")
 	}
 	lower, err := makeRoot(ctx, c.Suite, c.Progress)
+	if err == nil && c.Files+c.Prepare != "" {
+		lower, err = buildWith(ctx, c, lower)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +80,7 @@ func Boot(ctx context.Context, c Config) (*Machine, error) {
 	m := &Machine{state{Name: name, Suite: c.Suite, Whole: c.Whole, Disk: filepath.Join(cache, "machines", name)}}
 	start := m.start
 	if c.Whole {
-		start = m.startWhole
+		start = func(image string) error { return m.startWhole(image, c.Kernel) }
 	}
 	if err := start(lower); err != nil {
 		return nil, errors.Join(fmt.Errorf("start machine %s: %w", name, err), m.PowerOff(ctx))

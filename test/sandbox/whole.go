@@ -8,12 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/sirupsen/logrus"
 )
 
 // A whole machine has a kernel of its own, Debian's, with all controllers and an
@@ -78,28 +82,94 @@ func buildWhole(ctx context.Context, suite Suite, progress io.Writer) (string, e
 	}
 	sum := sha256.Sum256(fmt.Append(nil, wholeRecipe, key, wholePackages, wholeUnits, agentSource, agentUnit))
 	dir := filepath.Join(cache, "roots", string(suite)+"-whole-"+hex.EncodeToString(sum[:])[:12])
+	return dir, cached(ctx, dir, log, func(partial string) error { return fillWhole(ctx, suite, partial, progress) })
+}
+
+// cached has the directory of a whole machine filled, unless it is there already.
+func cached(ctx context.Context, dir string, log *logrus.Entry, fill func(partial string) error) error {
 	if isDir(dir) {
-		return dir, nil
+		return nil
 	}
 	unlock, err := lock(ctx, dir+".lock", func() { log.Infof("waiting for another process to build a whole machine") })
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer unlock()
 	if isDir(dir) {
-		return dir, nil
+		return nil
 	}
 	partial := dir + ".partial"
 	if err := errors.Join(removeTree(partial), os.Mkdir(partial, 0o755)); err != nil {
-		return "", err
+		return err
 	}
-	if err := fillWhole(ctx, suite, partial, progress); err != nil {
-		return "", errors.Join(fmt.Errorf("build a whole machine of %s: %w", suite, err), removeTree(partial))
+	if err := fill(partial); err != nil {
+		return errors.Join(fmt.Errorf("build a whole machine: %w", err), removeTree(partial))
 	}
 	if err := os.Rename(partial, dir); err != nil {
-		return "", fmt.Errorf("put a whole machine of %s into the cache: %w", suite, err)
+		return fmt.Errorf("put a whole machine into the cache: %w", err)
 	}
-	return dir, nil
+	return nil
+}
+
+// buildWith makes of a whole machine's directory another one, with the files and the script
+// of a Config, unless it is in the cache already. It returns that directory.
+func buildWith(ctx context.Context, c Config, whole string) (string, error) {
+	const script = `
+set -eu
+cp --sparse=always "$1/disk" "$2/disk"
+cp "$1/kernel" "$2/kernel"
+mkdir "$2/root"
+mount -o loop "$2/disk" "$2/root"
+[ ! -d "$3" ] || cp -a --no-preserve=ownership "$3/." "$2/root"
+systemd-nspawn --quiet --register=no --keep-unit --pipe --resolv-conf=off --timezone=off --directory="$2/root" \
+	sh -euc "$4"'
+	dracut --force /boot/initrd.new "$(ls /usr/lib/modules)"'
+mv "$2/root/boot/initrd.new" "$2/initrd"
+umount "$2/root"
+rmdir "$2/root"
+`
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%q %q\n", script, c.Prepare)
+	if c.Files == "" {
+		c.Files = os.DevNull
+	}
+	err := filepath.WalkDir(c.Files, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(sum, strings.TrimPrefix(path, c.Files), info.Mode())
+		var content []byte
+		switch info.Mode().Type() {
+		case 0:
+			content, err = os.ReadFile(path)
+		case fs.ModeSymlink:
+			var target string
+			target, err = os.Readlink(path)
+			content = []byte(target)
+		}
+		fmt.Fprintf(sum, "%d\n%s", len(content), content)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("read the files for a whole machine: %w", err)
+	}
+	log := newLog(c.Progress, c.Suite)
+	dir := whole + "-with-" + hex.EncodeToString(sum.Sum(nil))[:12]
+	return dir, cached(ctx, dir, log, func(partial string) error {
+		if err := forgetOldest(filepath.Glob(whole + "-with-*[0-9a-f]")); err != nil {
+			return err
+		}
+		log.Infof("making the initrd")
+		cmd := exec.CommandContext(ctx, "sh", "-c", script, "sh", whole, partial, c.Files, c.Prepare)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("change the root: %w\n%s", err, out)
+		}
+		return nil
+	})
 }
 
 // fillWhole installs what makes a machine a whole one on a machine of the other kind,
@@ -181,8 +251,27 @@ func fillWhole(ctx context.Context, suite Suite, dir string, progress io.Writer)
 	return nil
 }
 
-// startWhole starts qemu on the image in the directory.
-func (m *Machine) startWhole(image string) error {
+// forgetOldest removes all but two of the directories. A machine that runs keeps its disk
+// open.
+func forgetOldest(dirs []string, err error) error {
+	made := map[string]time.Time{}
+	for _, dir := range dirs {
+		info, statErr := os.Stat(dir)
+		if statErr != nil {
+			return statErr
+		}
+		made[dir] = info.ModTime()
+	}
+	slices.SortFunc(dirs, func(a, b string) int { return made[b].Compare(made[a]) })
+	for _, dir := range dirs[min(2, len(dirs)):] {
+		err = errors.Join(err, removeTree(dir), os.Remove(dir+".lock"))
+	}
+	return err
+}
+
+// startWhole starts qemu on the image in the directory, with more of the kernel's command
+// line.
+func (m *Machine) startWhole(image, kernel string) error {
 	if err := m.save(); err != nil {
 		return err
 	}
@@ -193,7 +282,7 @@ func (m *Machine) startWhole(image string) error {
 		"-accel", "kvm", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048",
 		"-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
 		"-kernel", filepath.Join(image, "kernel"), "-initrd", filepath.Join(image, "initrd"),
-		"-append", "root=LABEL=root rw console=ttyS0 quiet mitigations=off systemd.getty_auto=no rd.shell=0 rd.emergency=poweroff systemd.hostname=" + m.Name,
+		"-append", "root=LABEL=root rw console=ttyS0 quiet mitigations=off systemd.getty_auto=no rd.shell=0 rd.emergency=poweroff systemd.hostname=" + m.Name + " " + kernel,
 		// What the machine writes is in a file without a name below TMPDIR.
 		"-drive", "file=" + filepath.Join(image, "disk") + ",if=virtio,format=raw,snapshot=on,cache=unsafe",
 		"-chardev", "file,id=console,append=on,path=" + m.Console(), "-serial", "chardev:console",

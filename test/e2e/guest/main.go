@@ -1,6 +1,7 @@
 // Command guest is what the end-to-end tests run in containers: it serves HTTP
 // on every socket that it was passed, says READY=1 and ends with SIGTERM, once it has
-// answered what it has accepted. "guest ask ADDRESS..." is a client, see ask.
+// answered what it has accepted. "guest ask ADDRESS..." and "guest count SOCKET" are
+// clients, see ask and count.
 package main
 
 import (
@@ -28,6 +29,9 @@ func main() {
 	do := run
 	if len(os.Args) > 1 && os.Args[1] == "ask" {
 		do = func(ctx context.Context) error { return ask(ctx, os.Args[2:]) }
+	}
+	if len(os.Args) == 4 && os.Args[1] == "count" {
+		do = func(ctx context.Context) error { return count(ctx, os.Args[2], os.Args[3]) }
 	}
 	if err := do(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "guest:", err)
