@@ -352,6 +352,7 @@ scrape_configs: [{job_name: node, static_configs: [{targets: ["localhost:9100"]}
 		m.run("promtool", "check", "config", "/etc/prometheus/prometheus.yml")
 		// It would look for others, on a network that is not there.
 		m.run("sed", "-i", `s/^ARGS=.*/ARGS="--cluster.listen-address="/`, "/etc/default/prometheus-alertmanager")
+		m.systemctl("reset-failed")
 		m.systemctl("restart", "prometheus", "prometheus-alertmanager")
 		m.shell(m.fleetBlock("systemctl enable --now oci-mainpid-metrics.timer"))
 
