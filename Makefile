@@ -195,7 +195,7 @@ inits: build man
 
 # Ansible over two machines, and Prometheus. CI runs what needs neither, TestFleetFiles.
 fleet: build man
-	$(GO) test -tags e2e,machines -count=1 -timeout 30m -v ./test/e2e -run '^TestFleet'
+	$(GO) test -tags e2e,machines -count=1 -timeout 60m -v ./test/e2e -run '^TestFleet'
 
 # What needs a kernel of its own, on machines that qemu runs. CI has no time for them.
 machines: build man
