@@ -118,13 +118,14 @@ func TestPackages(t *testing.T) {
 			m.share(p.kind, p.test)
 			if p.kind == "deb" {
 				// Not before, so that the .deb has no more than it requires.
-				if err := m.box.Install(interrupted, "lintian", "rpm", "rpmlint"); err != nil {
+				if err := m.box.Install(interrupted, "lintian", "rpm", "rpmlint", "shellcheck", "nix-bin"); err != nil {
 					m.t.Fatal(err)
 				}
 			}
 		}
 		m.share("pages", pagesOfPackage)
 		m.share("another processor", otherProcessor)
+		m.share("recipes", recipes)
 		m.share("lintian", lintian)
 		m.share("rpmlint", rpmlint)
 	})
