@@ -180,7 +180,7 @@ func conmonLives() (bool, error) {
 		return false, err
 	}
 	for _, pid := range pids {
-		if p, err := proc.Read(pid); err != nil || p.Comm != "conmon" || p.Ended() {
+		if p, err := proc.Read(pid); err != nil || !p.NamedConmon() || p.Ended() {
 			continue
 		}
 		status, err := proc.ReadStatus(pid)

@@ -193,6 +193,9 @@ func (m Machine) podman(p *points) {
 	case m.Conmon.Unsafe:
 		p.fail("conmon", m.Conmon.Path+" may be changed by others than root, so notify-mainpid does not trust it",
 			"chown root:root "+m.Conmon.Path+" && chmod 755 "+m.Conmon.Path)
+	case atLeast(m.Conmon.Version, 3):
+		p.warn("conmon", m.Conmon.Version+" passes on to systemd whatever a container with Notify=yes says, MAINPID= of a process of its unit, too",
+			"nothing, where the container is trusted as its user is; else Notify=healthy, see SECURITY.md")
 	default:
 		p.ok("conmon", orPath(m.Conmon))
 	}
