@@ -173,6 +173,9 @@ func missing(controllers []string) []string {
 	return missing
 }
 
+// podman6 reports whether podman reads its files as podman 6 does.
+func (m Machine) podman6() bool { return atLeast(m.Podman.Version, 6) }
+
 func (m Machine) podman(p *points) {
 	switch {
 	case m.Podman.Path == "":
