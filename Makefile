@@ -47,7 +47,7 @@ ROLE     := $(patsubst dist/ansible/roles/%,%,$(wildcard dist/ansible/roles/oci_
 # Units that run oci-mainpid by a timer.
 TIMERS   := oci-mainpid-auto-update oci-mainpid-metrics
 
-.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit cross emulated vsock e2e everywhere attack matrix inits fleet machines soak check fuzz bench clean
+.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit cross emulated vsock e2e everywhere unstable attack matrix inits fleet machines soak check fuzz bench clean
 all: build man
 
 # The same source makes the same bytes anywhere: make reproducible. What git says
@@ -171,6 +171,10 @@ demo: build man
 	$(GO) run ./test/demo
 
 test: check fuzz emulated reproducible e2e
+
+# Every case on Debian unstable with podman 6 of experimental.
+unstable: build man
+	$(GO) test -tags e2e -count=1 -timeout 4h -v -p 1 -parallel 4 ./test/e2e -stacks=unstable
 
 # Much of what some tests do is to wait, for which more than the two run at once.
 # At the end come the failures again, with what they said.
