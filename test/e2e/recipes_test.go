@@ -20,7 +20,7 @@ func recipes(m machine) {
 		m.t.Fatal(err)
 	}
 	m.subtest("the PKGBUILD and its scripts, by shellcheck", func(m machine) {
-		m.run("shellcheck", dir+"/arch/PKGBUILD", dir+"/arch/oci-mainpid-hook.install",
+		m.run("shellcheck", "--severity=warning", dir+"/arch/PKGBUILD", dir+"/arch/oci-mainpid-hook.install",
 			dir+"/after-install.sh", dir+"/before-remove.sh", dir+"/after-remove.sh")
 	})
 	m.subtest("package() of the PKGBUILD, and a start with its paths", func(m machine) {
