@@ -146,7 +146,7 @@ deb: ZSHDIR := vendor-completions
 rpm: ZSHDIR := site-functions
 
 # In packages - begins the release, and 1.2.3~rc.1 comes before 1.2.3.
-deb rpm: export PACKAGE_ARCH := $(shell $(GO) env GOARCH)
+deb rpm: export PACKAGE_ARCH := $(or $(GOARCH),$(shell $(GO) env GOARCH))
 deb rpm: export PACKAGE_VERSION := $(subst -,~,$(VERSION))
 deb rpm: package-root
 	rm -f bin/*_$(PACKAGE_ARCH).$@ bin/*.$(subst amd64,x86_64,$(subst arm64,aarch64,$(PACKAGE_ARCH))).$@

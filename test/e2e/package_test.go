@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"cmp"
 	"debug/elf"
 	"fmt"
 	"os"
@@ -52,8 +51,12 @@ var packages = sync.OnceValues(func() (string, error) {
 		return nil
 	}
 	// This machine's come last, because they are what is in the directory of the Makefile then.
-	err = cmp.Or(make(newerVersion, archOther, newerVersion+"-"+archOther),
-		make(olderVersion, runtime.GOARCH, olderVersion), make(newerVersion, runtime.GOARCH, newerVersion))
+	if err = make(newerVersion, archOther, newerVersion+"-"+archOther); err == nil {
+		err = make(olderVersion, runtime.GOARCH, olderVersion)
+	}
+	if err == nil {
+		err = make(newerVersion, runtime.GOARCH, newerVersion)
+	}
 	return dir, err
 })
 
