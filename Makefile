@@ -47,7 +47,7 @@ ROLE     := $(patsubst dist/ansible/roles/%,%,$(wildcard dist/ansible/roles/oci_
 # Units that run oci-mainpid by a timer.
 TIMERS   := oci-mainpid-auto-update oci-mainpid-metrics
 
-.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit vsock e2e everywhere attack matrix inits fleet machines soak check fuzz bench clean
+.PHONY: all build man completions install uninstall sbom package-root deb rpm selinux reproducible demo test unit cross emulated vsock e2e everywhere unstable attack matrix inits fleet machines soak check fuzz bench clean
 all: build man
 
 # The same source makes the same bytes anywhere: make reproducible. What git says
@@ -146,12 +146,13 @@ deb: ZSHDIR := vendor-completions
 rpm: ZSHDIR := site-functions
 
 # In packages - begins the release, and 1.2.3~rc.1 comes before 1.2.3.
+deb rpm: export PACKAGE_ARCH := $(or $(GOARCH),$(shell $(GO) env GOARCH))
 deb rpm: export PACKAGE_VERSION := $(subst -,~,$(VERSION))
 deb rpm: package-root
-	rm -f bin/*.$@
+	rm -f bin/*_$(PACKAGE_ARCH).$@ bin/*.$(subst amd64,x86_64,$(subst arm64,aarch64,$(PACKAGE_ARCH))).$@
 	[ -d $(PACKAGE)/usr/share/zsh/$(ZSHDIR) ] || mv $(PACKAGE)/usr/share/zsh/* $(PACKAGE)/usr/share/zsh/$(ZSHDIR)
 	find $(PACKAGE) -exec touch --no-dereference --date=@$(SOURCE_DATE_EPOCH) {} +
-	PACKAGE_ARCH=$$($(GO) env GOARCH) MAINTAINER='$(MAINTAINER)' HOMEPAGE='$(HOMEPAGE)' \
+	MAINTAINER='$(MAINTAINER)' HOMEPAGE='$(HOMEPAGE)' \
 		env -u GOOS -u GOARCH $(TOOLS) nfpm package --config packaging/nfpm.yaml --packager $@ --target bin/
 
 # A policy module, for semodule(8).
@@ -169,7 +170,11 @@ reproducible:
 demo: build man
 	$(GO) run ./test/demo
 
-test: check fuzz reproducible e2e
+test: check fuzz emulated reproducible e2e
+
+# Every case on Debian unstable with podman 6 of experimental.
+unstable: build man
+	$(GO) test -tags e2e -count=1 -timeout 4h -v -p 1 -parallel 4 ./test/e2e -stacks=unstable
 
 # Much of what some tests do is to wait, for which more than the two run at once.
 # At the end come the failures again, with what they said.
@@ -209,6 +214,33 @@ soak: build man
 
 unit:
 	$(GO) test ./...
+
+# Every package is built and vetted for the processors CROSS; and the unit tests run
+# for EMULATED, by qemu-user(1). s390x has its bytes the other way round, 386 has an
+# int of 32 bits.
+CROSS    ?= arm64 riscv64 s390x ppc64le 386 arm
+EMULATED ?= arm64 s390x 386
+# Of these CI tries what parses and writes numbers, and measures no time.
+EMULATED_PACKAGES ?= ./quadlet $(addprefix ./internal/,dropin handover journal manager message podmancmd printable proc regular unitfile)
+cross: export GOARM := 7
+cross:
+	for arch in $(CROSS); do echo "$$arch:"; GOARCH=$$arch $(GO) build ./... && GOARCH=$$arch $(GO) vet -tags e2e,machines,vsock ./... || exit; done
+	$(MAKE) emulated EMULATED_PACKAGES=./...
+
+# Of Debian 13: that of Debian 12 does not run Go's programs for 386. Needs root once.
+QEMU := $(or $(OCI_MAINPID_CACHE),/var/cache/oci-mainpid-sandbox)/qemu-trixie
+$(QEMU):
+	command -v mmdebstrap >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends mmdebstrap; }
+	mkdir -p $(@D)
+	rm -rf $@.partial
+	PATH=/usr/sbin:/usr/bin:/sbin:/bin mmdebstrap --mode=root --variant=extract --include=qemu-user --format=directory trixie $@.partial
+	mv $@.partial $@
+
+# Tests that start their own program, such as for a conmon, are skipped: the kernel
+# executes no program of another processor.
+emulated: $(QEMU)
+	for arch in $(EMULATED); do case $$arch in arm64) qemu=aarch64 ;; 386) qemu=i386 ;; *) qemu=$$arch ;; esac; \
+		echo "$$arch:"; OCI_MAINPID_EMULATED=1 GOARCH=$$arch $(GO) test -exec=$(QEMU)/usr/bin/qemu-$$qemu $(EMULATED_PACKAGES) || exit; done
 
 # Needs a kernel with AF_VSOCK and its module vsock_loopback, and systemd-notify.
 vsock:

@@ -12,7 +12,7 @@ import (
 var ErrNoConmon = errors.New("no conmon above it")
 
 // FindConmon returns the conmon of the container whose first process is pid: the
-// nearest ancestor with that name. That is the parent, except while runc creates
+// nearest ancestor with such a name. That is the parent, except while runc creates
 // the container: then runc stands between the two. The error is proc.ErrNoProcess
 // when pid has gone, ErrNoConmon when no ancestor is a conmon.
 func FindConmon(pid int) (proc.Process, error) {
@@ -26,7 +26,7 @@ func FindConmon(pid int) (proc.Process, error) {
 		if p, err = proc.Read(p.PPID); err != nil {
 			break
 		}
-		if p.Comm == "conmon" {
+		if p.NamedConmon() {
 			return p, nil
 		}
 	}
@@ -60,7 +60,7 @@ func FindConmonOf(containerID string) (proc.Process, error) {
 // the container.
 func conmonOf(pid int, containerID string) (proc.Process, bool) {
 	p, err := proc.Read(pid)
-	if err != nil || p.Comm != "conmon" {
+	if err != nil || !p.NamedConmon() {
 		return p, false
 	}
 	line, _, err := ReadCommandLine(pid, proc.MaxStrings)
@@ -69,7 +69,8 @@ func conmonOf(pid int, containerID string) (proc.Process, bool) {
 
 // Executables is where podman looks for conmon (conmon_path in
 // containers.conf(5)). A process executes conmon if it executes the same file as
-// one of these, which must belong to root and be writable by nobody else.
+// one of these, which must belong to root and be writable by nobody else. conmon-v3
+// is where its packages have it; podman looks there if containers.conf(5) says so.
 var Executables = []string{
 	"/usr/libexec/podman/conmon",
 	"/usr/local/libexec/podman/conmon",
@@ -79,6 +80,7 @@ var Executables = []string{
 	"/usr/local/bin/conmon",
 	"/usr/local/sbin/conmon",
 	"/run/current-system/sw/bin/conmon",
+	"/usr/bin/conmon-v3",
 }
 
 // CommandLine is what podman says on the command line of conmon(8). The user whom

@@ -17,7 +17,7 @@ build() {
 	git clone --quiet . "$dir"
 	make -s -C "$dir" build "$@" >&2
 	(cd "$dir/bin" && sha256sum oci-mainpid-hook notify-mainpid podman-pause oci-mainpid) >"$dir.sums"
-	make -s -C "$dir" deb rpm >&2
+	for arch in amd64 arm64; do make -s -C "$dir" deb rpm GOARCH=$arch >&2; done
 	(cd "$dir/bin" && sha256sum sbom/* ./*.deb ./*.rpm) >>"$dir.sums"
 }
 # Neither the flags of a make that runs this, nor a version that it was given.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"reflect"
+	"strings"
 	"testing"
 
 	"oci-mainpid-hook/internal/dropin"
@@ -158,5 +159,28 @@ func TestSupplement(t *testing.T) {
 	}
 	if r := readRequest("asks.container", services[5].Unit); r.user != "db" {
 		t.Errorf("what Quadlet passed on: %+v", r)
+	}
+}
+
+func TestReferences(t *testing.T) {
+	for text, want := range map[string]string{
+		"Volume=data.volume:/d\nVolume=/srv:/s\nVolume=other:/o":          "Volume data.volume",
+		"Volume=model.artifact:/m":                                        "Volume model.artifact",
+		"Mount=type=artifact,source=model.artifact,destination=/m":        "Mount model.artifact",
+		"Mount=type=image,src=i.image,destination=/m":                     "Mount i.image",
+		"Volume=i.image:/m":                                               "",
+		"Image=b.build\nNetwork=front.network:ip=10.0.0.2\nPod=\"p.pod\"": "Network front.network, Image b.build, Pod p.pod",
+	} {
+		u, err := unitfile.Parse([]byte("[X-Container]\n" + text + "\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range references(u) {
+			got = append(got, r.key+" "+r.file)
+		}
+		if got := strings.Join(got, ", "); got != want {
+			t.Errorf("%s: %s, want %s", text, got, want)
+		}
 	}
 }

@@ -31,7 +31,7 @@ var kinds = map[string]kind{
 	".network":   {section: "Network", suffix: "-network", referencedBy: []string{"Network"}},
 	".image":     {section: "Image", suffix: "-image", referencedBy: []string{"Image", "Mount"}},
 	".build":     {section: "Build", suffix: "-build", referencedBy: []string{"Image", "Mount"}},
-	".artifact":  {section: "Artifact", suffix: "-artifact", referencedBy: []string{"Mount"}},
+	".artifact":  {section: "Artifact", suffix: "-artifact", referencedBy: []string{"Volume", "Mount"}},
 }
 
 // IsQuadlet reports whether name is the name of a Quadlet file.

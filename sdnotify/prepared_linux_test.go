@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/conmontest"
 )
 
 func prepare(t *testing.T, c *Client, assignments ...Assignment) *Prepared {
@@ -70,10 +72,10 @@ func TestPrepared(t *testing.T) {
 		m := listenAbstract(t)
 		p := prepare(t, m.client(), Watchdog())
 		queued := m.fill()
+		start := time.Now()
 		time.AfterFunc(20*time.Millisecond, func() {
 			unix.Read(m.fd, make([]byte, MaxSize))
 		})
-		start := time.Now()
 		if err := p.Send(); err != nil {
 			t.Fatal(err)
 		}
@@ -205,6 +207,7 @@ const starving = "SDNOTIFY_TEST_STARVING"
 // each piece of memory that it takes it sends the same message, until a piece cannot be
 // had, which ends a Go program. So the last message was sent when no memory was left.
 func TestPreparedWithoutMemory(t *testing.T) {
+	conmontest.NotEmulated(t)
 	if address := os.Getenv(starving); address != "" {
 		starve(address)
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/conmontest"
 )
 
 // serve returns a server at a path, and a client of it.
@@ -256,6 +258,7 @@ func TestServerEnds(t *testing.T) {
 // A sender that has ended is still named by its PID, and by a pidfd where the kernel has
 // one for it.
 func TestServerSenderHasEnded(t *testing.T) {
+	conmontest.NotEmulated(t)
 	if os.Getenv("SDNOTIFY_TEST_SENDER") != "" {
 		c, err := FromEnvironment()
 		if err == nil {

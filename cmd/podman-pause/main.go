@@ -138,8 +138,13 @@ func openPause(dir string) (pidfd int, err error) {
 // containers were killed: it still takes the containers for running.
 const invalidStatus = "invalid internal status"
 
-// makePause has podman make the pause process.
+// makePause has podman make the pause process. podman 6 makes none as long as it finds
+// its namespaces by ns_handles, which PODMAN_NO_PAUSE_PROCESS asks for. Without that
+// file it finds those that are in use by the conmons that run.
 func makePause(dir string, podman []string) error {
+	if err := os.Remove(filepath.Join(dir, podmanDir, "ns_handles")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	out, err := unshare(podman)
 	if err == nil {
 		return nil
@@ -169,6 +174,7 @@ func makePause(dir string, podman []string) error {
 // unshare runs the podman command that does nothing but enter the namespaces.
 func unshare(podman []string) (output []byte, err error) {
 	cmd := exec.Command(podman[0], append(podman[1:len(podman):len(podman)], "unshare", "true")...)
+	cmd.Env = append(os.Environ(), "PODMAN_NO_PAUSE_PROCESS=0")
 	output, err = cmd.CombinedOutput()
 	return bytes.TrimSpace(output), err
 }
@@ -180,7 +186,7 @@ func conmonLives() (bool, error) {
 		return false, err
 	}
 	for _, pid := range pids {
-		if p, err := proc.Read(pid); err != nil || p.Comm != "conmon" || p.Ended() {
+		if p, err := proc.Read(pid); err != nil || !p.NamedConmon() || p.Ended() {
 			continue
 		}
 		status, err := proc.ReadStatus(pid)

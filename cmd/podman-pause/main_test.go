@@ -63,10 +63,17 @@ func TestMadeAnew(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "")
 	file := filepath.Join(dir, podmanDir, "pause.pid")
+	// As podman 6 does, which needs no pause process as long as it has such a file.
+	handles := filepath.Join(dir, podmanDir, "ns_handles")
+	if err := os.WriteFile(handles, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PODMAN_NO_PAUSE_PROCESS", "1")
 	podman := fake(t, fmt.Sprintf(`[ "$*" = "--log-level=error unshare true" ] || exit 7
+		[ "$PODMAN_NO_PAUSE_PROCESS" = 0 ] && [ ! -e %s ] || exit 0
 		unshare --user sleep 1000 </dev/null >/dev/null 2>&1 &
 		until [ "$(readlink /proc/$!/ns/user)" != "$(readlink /proc/$$/ns/user)" ]; do sleep 0.01; done
-		echo $! >%s`, file))
+		echo $! >%s`, handles, file))
 	socket := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {

@@ -138,7 +138,7 @@ func Take(ctx context.Context, uids map[int]bool, executables []string) (Census,
 // so is not kept waiting.
 func examine(pid int, uids map[int]bool, executables []string) (candidate, bool) {
 	p, err := proc.Read(pid)
-	if err != nil || p.Comm != "conmon" || p.Ended() {
+	if err != nil || !p.NamedConmon() || p.Ended() {
 		return candidate{}, false
 	}
 	status, err := proc.ReadStatus(pid)

@@ -8,11 +8,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/conmontest"
 )
 
 // TestConfine looks, from inside a process that has confined itself, at what the
 // kernel says of each of its threads.
 func TestConfine(t *testing.T) {
+	conmontest.NotEmulated(t)
 	const keep = 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_DAC_READ_SEARCH
 	if os.Getenv("CONFINE_TEST") != "" {
 		if err := Bound(); err != nil {

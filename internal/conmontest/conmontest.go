@@ -81,9 +81,19 @@ type Options struct {
 	UID int
 }
 
+// NotEmulated skips a test that starts its own program, under make emulated: the kernel
+// executes no program of another processor.
+func NotEmulated(t *testing.T) {
+	t.Helper()
+	if os.Getenv("OCI_MAINPID_EMULATED") != "" {
+		t.Skip("starts a program of another processor, which qemu-user does not")
+	}
+}
+
 // Start starts a conmon with a container; both end with the test.
 func Start(t *testing.T, o Options) Conmon {
 	t.Helper()
+	NotEmulated(t)
 	if o.Name == "" {
 		o.Name = "conmon"
 	}

@@ -13,10 +13,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/BurntSushi/toml"
@@ -200,6 +202,14 @@ type Reader struct {
 	// Home is the user's home directory and Config their configuration
 	// directory. Both are empty for the system's files alone.
 	Home, Config string
+	// UID is the user's, 0 for the system's files alone.
+	UID int
+	// Podman6 reads as podman 6 does. It reads one file: the user's, if there is
+	// one, else the last of System. Then it reads the drop-ins of all of them in the
+	// order of their names; one takes the place of those of its name in earlier
+	// directories. Beside containers.conf.d there are containers.rootless.conf.d, for
+	// all users but root, and below it a directory for each UID.
+	Podman6 bool
 }
 
 // SystemFiles are podman's files for all users.
@@ -212,15 +222,51 @@ var SystemFiles = []string{"/usr/share/containers/containers.conf", "/etc/contai
 // problem.
 func (r Reader) Read(ctx context.Context) (Settings, []error) {
 	m := merger{ctx: ctx, settings: Settings{HooksDir: []string{DefaultHooksDir}}, bytes: maxTotal, cost: maxCost}
-	for _, path := range r.System {
-		m.tree(path, func(path string) ([]byte, error) { return regular.Read(path, maxFile) }, readDir)
-	}
-	if r.Home != "" {
-		m.tree(filepath.Join(r.Config, "containers/containers.conf"),
-			func(path string) ([]byte, error) { return regular.ReadBelow(r.Home, path, maxFile) },
-			func(path string) ([]string, error) { return regular.ListBelow(r.Home, path, maxDropins+1) })
+	places := r.places()
+	if r.Podman6 {
+		for _, p := range slices.Backward(places) {
+			if m.file(p.file, p.read) {
+				break
+			}
+		}
+		m.dropins(places...)
+	} else {
+		for _, p := range places {
+			m.file(p.file, p.read)
+			m.dropins(p)
+		}
 	}
 	return m.settings, m.problems
+}
+
+// place is a file and the directories of its drop-ins.
+type place struct {
+	file string
+	dirs []string
+	read func(path string) ([]byte, error)
+	list func(path string) ([]string, error)
+}
+
+func (r Reader) places() []place {
+	var places []place
+	for _, path := range r.System {
+		p := place{path, []string{path + ".d"}, func(path string) ([]byte, error) { return regular.Read(path, maxFile) }, readDir}
+		if r.Podman6 {
+			rootless := strings.TrimSuffix(path, ".conf") + ".rootless.conf.d"
+			p.dirs = append(p.dirs, rootless)
+			if r.UID != 0 {
+				p.dirs = append(p.dirs, filepath.Join(rootless, strconv.Itoa(r.UID)))
+			}
+		}
+		places = append(places, p)
+	}
+	if r.Home != "" {
+		path := filepath.Join(r.Config, "containers/containers.conf")
+		places = append(places, place{path, []string{path + ".d"},
+			func(path string) ([]byte, error) { return regular.ReadBelow(r.Home, path, maxFile) },
+			func(path string) ([]string, error) { return regular.ListBelow(r.Home, path, maxDropins+1) }})
+	}
+	return places
 }
 
 // merger merges one file after the other.
@@ -233,58 +279,72 @@ type merger struct {
 	stopped     bool
 }
 
-// tree merges the file at path and then its drop-ins, sorted by name.
-func (m *merger) tree(path string, readFile func(string) ([]byte, error), readDir func(string) ([]string, error)) {
-	m.file(path, readFile)
-	dir := path + ".d"
-	names, err := readDir(dir)
-	if err == nil && len(names) > maxDropins {
-		err = fmt.Errorf("%s: none of its files was read: there are more than %d", dir, maxDropins)
+// dropins merges the drop-ins of the places, sorted by name. Of several with a name the
+// last one counts.
+func (m *merger) dropins(places ...place) {
+	type dropin struct {
+		path string
+		read func(string) ([]byte, error)
 	}
-	if err != nil {
-		m.problem(err)
-		return
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		if strings.HasSuffix(name, ".conf") {
-			m.file(filepath.Join(dir, name), readFile)
+	found := map[string]dropin{}
+	for _, p := range places {
+		for _, dir := range p.dirs {
+			names, err := p.list(dir)
+			if err == nil && len(names) > maxDropins {
+				err = fmt.Errorf("%s: none of its files was read: there are more than %d", dir, maxDropins)
+			}
+			if err != nil {
+				m.problem(err)
+				continue
+			}
+			for _, name := range names {
+				if strings.HasSuffix(name, ".conf") {
+					found[name] = dropin{filepath.Join(dir, name), p.read}
+				}
+			}
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(found)) {
+		m.file(found[name].path, found[name].read)
 	}
 }
 
-func (m *merger) file(path string, readFile func(string) ([]byte, error)) {
+// file merges the file at path, and reports whether it is there.
+func (m *merger) file(path string, read func(string) ([]byte, error)) (found bool) {
 	if m.stopped {
-		return
+		return true
 	}
 	if err := m.ctx.Err(); err != nil {
 		m.stop(path, err)
-		return
+		return true
 	}
-	b, err := readFile(path)
+	b, err := read(path)
 	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false
 	case errors.Is(err, regular.ErrTooLarge):
 		m.problem(fmt.Errorf("%s: larger than %d KiB", path, maxFile>>10))
-		return
+		return true
 	case err != nil:
 		m.problem(err)
-		return
+		return true
 	}
 	if m.bytes -= len(b); m.bytes < 0 {
 		m.stop(path, fmt.Errorf("together they are larger than %d KiB", maxTotal>>10))
-		return
+		return true
 	}
 	needs, err := cost(string(b))
 	if err == nil {
 		if m.cost -= needs; m.cost < 0 {
 			m.stop(path, errors.New("together they have too many keys"))
-			return
+			return true
 		}
 		err = m.settings.Merge(path, string(b))
 	}
 	if err != nil {
 		m.problem(fmt.Errorf("%s: %w", path, err))
 	}
+	return true
 }
 
 // stop leaves out all files from path on.

@@ -123,6 +123,49 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// TestReadAsPodman6: one file, and then the drop-ins of all, by their names.
+func TestReadAsPodman6(t *testing.T) {
+	dir := t.TempDir()
+	home := filepath.Join(dir, "home")
+	own := home + "/.config/containers/containers.conf"
+	r := Reader{System: []string{dir + "/usr/containers.conf", dir + "/etc/containers.conf"}, Home: home, Config: home + "/.config", UID: 1000, Podman6: true}
+	expect := func(what string, want ...string) {
+		t.Helper()
+		if s, problems := r.Read(t.Context()); !slices.Equal(s.HooksDir, want) || len(problems) != 0 {
+			t.Errorf("%s: %q, not %q; %v", what, s.HooksDir, want, problems)
+		}
+	}
+	set := func(path string, words ...string) {
+		t.Helper()
+		write(t, path, fmt.Sprintf("[engine]\nhooks_dir = [%q, {append=true}]\n", strings.Join(words, "")))
+	}
+	expect("nothing", DefaultHooksDir)
+	set(r.System[0], "/usr")
+	expect("the distribution's", DefaultHooksDir, "/usr")
+	set(r.System[1], "/etc")
+	expect("the administrator's takes its place", DefaultHooksDir, "/etc")
+	set(own, "/own")
+	expect("the user's takes the place of both", DefaultHooksDir, "/own")
+	set(dir+"/usr/containers.conf.d/50.conf", "/usr50")
+	set(dir+"/etc/containers.conf.d/40.conf", "/etc40")
+	set(own+".d/45.conf", "/own45")
+	expect("drop-ins by their names", DefaultHooksDir, "/own", "/etc40", "/own45", "/usr50")
+	set(dir+"/etc/containers.conf.d/50.conf", "/etc50")
+	set(dir+"/etc/containers.rootless.conf.d/45.conf", "/no")
+	expect("of one name the last counts", DefaultHooksDir, "/own", "/etc40", "/own45", "/etc50")
+	set(dir+"/etc/containers.rootless.conf.d/46.conf", "/rootless46")
+	set(dir+"/etc/containers.rootless.conf.d/1000/47.conf", "/mine47")
+	set(dir+"/etc/containers.rootless.conf.d/1001/48.conf", "/no")
+	set(dir+"/etc/containers.rootful.conf.d/48.conf", "/no")
+	expect("drop-ins for users, and for this one", DefaultHooksDir, "/own", "/etc40", "/own45", "/rootless46", "/mine47", "/etc50")
+	link := dir + "/etc/containers.rootless.conf.d/46.conf"
+	os.Remove(link)
+	if err := os.Symlink("/dev/null", link); err != nil {
+		t.Fatal(err)
+	}
+	expect("a link is a drop-in, too", DefaultHooksDir, "/own", "/etc40", "/own45", "/mine47", "/etc50")
+}
+
 func FuzzMerge(f *testing.F) {
 	f.Add("[engine]\nhooks_dir = [\"/x\", {append=true}] # x\n[[a.'b']]\nc = \"\"\"d\\\n e\"\"\"\n")
 	f.Add("a = {b = [1, 'x', \"\\u00e9\\e\"], c.d = 1979-05-27}\n")

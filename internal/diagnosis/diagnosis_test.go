@@ -162,6 +162,7 @@ func TestMachines(t *testing.T) {
 		"no conmon":            {func(m *Machine) { m.Conmon = Program{} }, "conmon", Fail, "none of the places", "conmon"},
 		"conmon elsewhere":     {func(m *Machine) { m.Conmon.Path = "/opt/bin/conmon" }, "conmon", Fail, "/opt/bin/conmon", "--conmon=/opt/bin/conmon"},
 		"conmon of somebody":   {func(m *Machine) { m.Conmon.Unsafe = true }, "conmon", Fail, "others than root", "chown root"},
+		"conmon-v3":            {func(m *Machine) { m.Conmon = Program{Path: "/usr/bin/conmon-v3", Version: "3.0.0"} }, "conmon", Warn, "whatever a container with Notify=yes says", "Notify=healthy"},
 		"no runtime":           {func(m *Machine) { m.Runtime = Program{} }, "runtime", Fail, "neither crun nor runc", "crun"},
 		"no newgidmap":         {func(m *Machine) { m.NewGIDMap = Program{} }, "ID mapping", Fail, "newgidmap", "uidmap"},
 		"newuidmap not setuid": {func(m *Machine) { m.NewUIDMap.Privileged = false }, "ID mapping", Fail, "setuid", "chmod u+s"},

@@ -159,7 +159,7 @@ func (h Hook) point(p *points, s containersconf.Settings, problems []error) {
 			"there: "+setting(s, h.Installed))
 	case h.JSON == "" && h.Installed != "":
 		p.fail(what, fmt.Sprintf("podman reads %s, not %s, which has our hook", dirs, filepath.Dir(h.Installed)),
-			"in /etc/containers/containers.conf below [engine]: "+setting(s, h.Installed))
+			"in /etc/containers/containers.conf.d/50-hooks.conf below [engine]: "+setting(s, h.Installed))
 	case h.JSON == "":
 		p.fail(what, fmt.Sprintf("no JSON in %s (%s) names %s", dirs, from, hookName), "install oci-mainpid-hook again, whole")
 	case len(problems) > 0:

@@ -173,6 +173,9 @@ func missing(controllers []string) []string {
 	return missing
 }
 
+// podman6 reports whether podman reads its files as podman 6 does.
+func (m Machine) podman6() bool { return atLeast(m.Podman.Version, 6) }
+
 func (m Machine) podman(p *points) {
 	switch {
 	case m.Podman.Path == "":
@@ -193,6 +196,9 @@ func (m Machine) podman(p *points) {
 	case m.Conmon.Unsafe:
 		p.fail("conmon", m.Conmon.Path+" may be changed by others than root, so notify-mainpid does not trust it",
 			"chown root:root "+m.Conmon.Path+" && chmod 755 "+m.Conmon.Path)
+	case atLeast(m.Conmon.Version, 3):
+		p.warn("conmon", m.Conmon.Version+" passes on to systemd whatever a container with Notify=yes says, MAINPID= of a process of its unit, too",
+			"nothing, where the container is trusted as its user is; else Notify=healthy, see SECURITY.md")
 	default:
 		p.ok("conmon", orPath(m.Conmon))
 	}

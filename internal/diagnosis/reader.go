@@ -87,8 +87,8 @@ func (r *Reader) readMachine(ctx context.Context) {
 		}
 	}
 
-	m.Settings, m.Problems = containersconf.Reader{System: containersconf.SystemFiles}.Read(ctx)
 	m.Podman = versioned(ctx, look("podman"))
+	m.Settings, m.Problems = containersconf.Reader{System: containersconf.SystemFiles, Podman6: m.podman6()}.Read(ctx)
 	m.Conmon = versioned(ctx, findConmon(m.Settings.ConmonPath))
 	m.Runtime = versioned(ctx, findRuntime(m.Settings.Runtime))
 	m.NewUIDMap, m.NewGIDMap = look("newuidmap"), look("newgidmap")
@@ -350,7 +350,9 @@ func (r *Reader) readUser(ctx context.Context, u *UnitFacts) {
 	if config == "" {
 		config = filepath.Join(u.Home.Path, ".config")
 	}
-	u.Settings, u.Problems = containersconf.Reader{System: containersconf.SystemFiles, Home: u.Home.Path, Config: config}.Read(ctx)
+	u.Settings, u.Problems = containersconf.Reader{
+		System: containersconf.SystemFiles, Home: u.Home.Path, Config: config, UID: u.Account.UID, Podman6: r.machine.podman6(),
+	}.Read(ctx)
 	podman, _ := u.Unit.Podman()
 	if dir, ok := podman.Global("hooks-dir"); ok {
 		u.Settings.HooksDir, u.Settings.HooksDirFrom = []string{dir}, "podman's --hooks-dir"

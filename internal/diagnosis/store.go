@@ -48,9 +48,17 @@ func findStore(u *UnitFacts, p podmancmd.Podman) (s store, ok bool) {
 			return s, false
 		}
 	}
+	// podman 6 reads drop-ins, too, also in storage.rootless.conf.d.
+	for _, dir := range []string{"/etc/containers", "/usr/share/containers"} {
+		if dropins, _ := filepath.Glob(dir + "/storage*.conf.d/*"); len(dropins) > 0 {
+			return s, false
+		}
+	}
 	s = store{u.Home.Path, filepath.Join(u.Home.Path, ".local/share/containers/storage")}
-	_, own := regular.ReadBelow(s.home, filepath.Join(s.home, ".config/containers/storage.conf"), 1)
-	return s, u.Home.Err == nil && errors.Is(own, fs.ErrNotExist)
+	own := filepath.Join(s.home, ".config/containers/storage.conf")
+	_, err := regular.ReadBelow(s.home, own, 1)
+	_, dropinsErr := regular.ListBelow(s.home, own+".d", 1)
+	return s, u.Home.Err == nil && errors.Is(err, fs.ErrNotExist) && errors.Is(dropinsErr, fs.ErrNotExist)
 }
 
 // read reads a file of the store.

@@ -63,6 +63,7 @@ func TestNeedsOfStore(t *testing.T) {
 		"secrets by a link":          {"podman run --secret key caddy", map[string]string{storage + "secrets/secrets.json": "-> /etc/shadow"}, nil, nil},
 		"a link on the way":          {"podman run --secret key caddy", map[string]string{".local": "-> /root"}, nil, nil},
 		"a store elsewhere":          {"podman run --secret key caddy", map[string]string{".config/containers/storage.conf": "[storage]\n"}, nil, nil},
+		"a drop-in of the user's":    {"podman run --secret key caddy", map[string]string{".config/containers/storage.conf.d/x.conf": "[storage]\n"}, nil, nil},
 		"a store by the environment": {"podman run --secret key caddy", nil, func(u *UnitFacts) { u.Unit.Environment = []string{"XDG_DATA_HOME=/srv"} }, nil},
 		"a store by an option":       {"podman --root=/srv run --secret key caddy", nil, nil, nil},
 		"an image":                   {"podman run localhost/web", map[string]string{storage + "overlay-images/images.json": images}, nil, nil},

@@ -146,7 +146,8 @@ type Programs struct {
 
 // FindPrograms derives the paths from the path of the running program, which is
 // installed as PREFIX/bin/oci-mainpid. If the kernel does not tell that path, PREFIX
-// is /usr.
+// is /usr. notify-mainpid is in PREFIX/libexec, or in PREFIX/lib where a distribution
+// has no libexec.
 func FindPrograms() Programs {
 	self, err := os.Executable()
 	if err == nil {
@@ -156,10 +157,14 @@ func FindPrograms() Programs {
 		self = "/usr/bin/oci-mainpid"
 	}
 	prefix := filepath.Dir(filepath.Dir(self))
-	return Programs{
-		OCIMainPID:    self,
-		NotifyMainPID: filepath.Join(prefix, "libexec/oci-mainpid/notify-mainpid"),
+	at := func(dir string) string { return filepath.Join(prefix, dir, "oci-mainpid/notify-mainpid") }
+	p := Programs{OCIMainPID: self, NotifyMainPID: at("libexec")}
+	if _, err := os.Stat(p.NotifyMainPID); err != nil {
+		if _, err := os.Stat(at("lib")); err == nil {
+			p.NotifyMainPID = at("lib")
+		}
 	}
+	return p
 }
 
 // AsUser adds the settings that every unit of the user needs, whatever it runs.

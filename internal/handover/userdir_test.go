@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/conmontest"
 )
 
 func TestUserDirOf(t *testing.T) {
@@ -33,6 +35,7 @@ func TestUserDirOf(t *testing.T) {
 // TestMountUserDir: two users' files are on two file systems, and what the one keeps
 // of an earlier start takes no room from the other.
 func TestMountUserDir(t *testing.T) {
+	conmontest.NotEmulated(t)
 	// A mount namespace of its own, so that the machine keeps its /run.
 	if os.Getenv("OWN_MOUNTS") == "" {
 		if os.Geteuid() != 0 {

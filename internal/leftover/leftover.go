@@ -42,7 +42,7 @@ func Cgroups(conmon, uid int) []string {
 	}
 	conmons := []int{conmon}
 	for _, pid := range proc.InCgroup(own) {
-		if p, err := proc.Read(pid); err == nil && p.Comm == "conmon" && pid != conmon && len(conmons) < maxConmons {
+		if p, err := proc.Read(pid); err == nil && p.NamedConmon() && pid != conmon && len(conmons) < maxConmons {
 			conmons = append(conmons, pid)
 		}
 	}

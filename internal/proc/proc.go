@@ -45,6 +45,10 @@ type Process struct {
 // Ended reports whether the process has ended and waits to be reaped.
 func (p Process) Ended() bool { return p.State == 'Z' || p.State == 'X' }
 
+// NamedConmon reports whether the process has the name of a conmon. conmon-v3 is what
+// comes after conmon 2.
+func (p Process) NamedConmon() bool { return p.Comm == "conmon" || p.Comm == "conmon-v3" }
+
 // Read reads /proc/PID/stat. The error is ErrNoProcess when no process has that
 // PID.
 func Read(pid int) (Process, error) {

@@ -124,11 +124,7 @@ func (c *children) awaitCleanup(within time.Duration) bool {
 			if err != nil || p.Ended() {
 				return false
 			}
-			switch p.Comm {
-			case "conmon", "podman", "crun", "runc":
-				return true
-			}
-			return false
+			return p.NamedConmon() || slices.Contains([]string{"podman", "crun", "runc"}, p.Comm)
 		})
 		if i < 0 {
 			return true

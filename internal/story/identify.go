@@ -209,7 +209,7 @@ func (c *cast) learn(e journal.Entry) {
 		c.podmans[f["_PID"]] = true
 	}
 	switch {
-	case program(e) == "conmon":
+	case isConmon(program(e)):
 		c.conmons[e.PID()] = true
 	case c.sourceOf(e) == "podman" && isContainerID(e.Message):
 		c.containers[e.Message] = true

@@ -35,7 +35,7 @@ func (c *cast) sourceOf(e journal.Entry) string {
 		return name
 	case name == message.Hook, isPodmans(name) && strings.Contains(e.Message, message.Hook+": "):
 		return message.Hook
-	case name == "conmon" && f["_TRANSPORT"] == "journal" && f["CONTAINER_NAME"] != "":
+	case isConmon(name) && f["_TRANSPORT"] == "journal" && f["CONTAINER_NAME"] != "":
 		return container
 	case name == "systemd" && strings.HasPrefix(f["_SYSTEMD_UNIT"], "user@"):
 		return userManager
@@ -79,7 +79,9 @@ func program(e journal.Entry) string {
 const maxComm = 15
 
 // podmans are podman and the programs that it runs for a container.
-var podmans = []string{"podman", "conmon", "crun", "runc", "rootlessport", "slirp4netns", "netavark", "aardvark-dns", "newuidmap", "newgidmap", "fuse-overlayfs"}
+var podmans = []string{"podman", "conmon", "conmon-v3", "crun", "runc", "rootlessport", "slirp4netns", "netavark", "aardvark-dns", "newuidmap", "newgidmap", "fuse-overlayfs"}
+
+func isConmon(name string) bool { return name == "conmon" || name == "conmon-v3" }
 
 // isPodmans reports whether a program is podman or one that podman runs.
 func isPodmans(name string) bool {

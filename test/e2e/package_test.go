@@ -3,11 +3,13 @@
 package e2e
 
 import (
+	"debug/elf"
 	"fmt"
 	"os"
 	"path"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -22,29 +24,44 @@ const (
 // packageDir is where a machine has the packages: PACKAGE/VERSION.deb and .rpm.
 const packageDir = "/srv/packages"
 
+// archOther is another processor than that of the machines.
+const archOther = "arm64"
+
 // packages makes the packages of both versions, and returns the directory that
-// has them as a machine has them.
+// has them as a machine has them. Those for another processor are NEWER-arm64.deb and
+// .rpm.
 var packages = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "oci-mainpid-packages-")
 	if err != nil {
 		return "", err
 	}
-	for _, version := range []string{olderVersion, newerVersion} {
-		if err := runMakefile("deb", "rpm", "VERSION="+version); err != nil {
-			return dir, err
+	make := func(version, arch, name string) error {
+		if err := runMakefile("deb", "rpm", "VERSION="+version, "GOARCH="+arch); err != nil {
+			return err
 		}
-		for _, kind := range []string{"deb", "rpm"} {
-			made, err := filepath.Glob(filepath.Join(built, "*"+kind))
+		for kind, pattern := range map[string]string{"deb": "*_" + arch + ".deb", "rpm": "*." + rpmArch[arch] + ".rpm"} {
+			made, err := filepath.Glob(filepath.Join(built, pattern))
 			if err != nil || len(made) != 1 {
-				return dir, fmt.Errorf("make %s VERSION=%s made %q, %v", kind, version, made, err)
+				return fmt.Errorf("make %s VERSION=%s GOARCH=%s made %q, %v", kind, version, arch, made, err)
 			}
-			if err := copyFile(filepath.Join(dir, version+"."+kind), made[0]); err != nil {
-				return dir, err
+			if err := copyFile(filepath.Join(dir, name+"."+kind), made[0]); err != nil {
+				return err
 			}
 		}
+		return nil
 	}
-	return dir, nil
+	// This machine's come last, because they are what is in the directory of the Makefile then.
+	if err = make(newerVersion, archOther, newerVersion+"-"+archOther); err == nil {
+		err = make(olderVersion, runtime.GOARCH, olderVersion)
+	}
+	if err == nil {
+		err = make(newerVersion, runtime.GOARCH, newerVersion)
+	}
+	return dir, err
 })
+
+// rpmArch has rpm's names of processors.
+var rpmArch = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
 
 func copyFile(to, from string) error {
 	data, err := os.ReadFile(from)
@@ -104,12 +121,14 @@ func TestPackages(t *testing.T) {
 			m.share(p.kind, p.test)
 			if p.kind == "deb" {
 				// Not before, so that the .deb has no more than it requires.
-				if err := m.box.Install(interrupted, "lintian", "rpm", "rpmlint"); err != nil {
+				if err := m.box.Install(interrupted, "lintian", "rpm", "rpmlint", "shellcheck", "nix-bin"); err != nil {
 					m.t.Fatal(err)
 				}
 			}
 		}
 		m.share("pages", pagesOfPackage)
+		m.share("another processor", otherProcessor)
+		m.share("recipes", recipes)
 		m.share("lintian", lintian)
 		m.share("rpmlint", rpmlint)
 	})
@@ -281,6 +300,29 @@ func pagesOfPackage(m machine) {
 		if name := strings.TrimPrefix(page, filepath.Join(m.box.Root(), unpacked)); !strings.Contains(listed, name) {
 			m.t.Errorf("%s is in the .deb and not in the .rpm", name)
 		}
+	}
+}
+
+// otherProcessor: the packages for another processor say so, and so do their programs.
+func otherProcessor(m machine) {
+	file := packageDir + "/" + newerVersion + "-" + archOther
+	if got := m.run("dpkg-deb", "--field", file+".deb", "Architecture"); got != archOther {
+		m.t.Errorf("the .deb is for %s", got)
+	}
+	if got := m.run("rpm", "--query", "--package", "--queryformat=%{ARCH}", file+".rpm"); got != rpmArch[archOther] {
+		m.t.Errorf("the .rpm is for %s", got)
+	}
+	const unpacked = "/srv/unpacked-" + archOther
+	m.run("dpkg-deb", "--extract", file+".deb", unpacked)
+	for _, program := range []string{"bin/oci-mainpid", "libexec/oci-mainpid/notify-mainpid", "libexec/oci-mainpid/podman-pause", "libexec/oci/hooks.d/oci-mainpid-hook"} {
+		f, err := elf.Open(filepath.Join(m.box.Root(), unpacked, "usr", program))
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		if f.Machine != elf.EM_AARCH64 {
+			m.t.Errorf("%s is for %v", program, f.Machine)
+		}
+		f.Close()
 	}
 }
 

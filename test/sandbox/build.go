@@ -87,15 +87,22 @@ func build(ctx context.Context, suite Suite, progress io.Writer) (string, error)
 
 // install fills dir with the suite's packages. See mmdebstrap(1).
 func install(ctx context.Context, suite Suite, dir string, log *logrus.Entry) error {
-	cmd := exec.CommandContext(ctx, "mmdebstrap",
+	args := []string{
 		"--mode=root", "--variant=apt", "--format=directory",
 		// The index of a testing suite may have expired.
 		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		"--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/doc/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
-		"--include="+strings.Join(suite.packages(), ","),
-		string(suite), dir)
+		"--include=" + strings.Join(suite.packages(), ","),
+	}
+	sources, preferences := suite.sources()
+	if preferences != "" {
+		args = append(args, `--setup-hook=mkdir -p "$1/etc/apt/preferences.d"; printf %s '`+preferences+`' >"$1/etc/apt/preferences.d/sandbox"`)
+	}
+	cmd := exec.CommandContext(ctx, "mmdebstrap", append(append(args, string(suite), dir), sources...)...)
+	// Debian's own python3 and tar: another python3 may take a second for each package.
+	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
 	// The mounts that mmdebstrap makes in dir vanish when it ends in any way.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

@@ -19,11 +19,12 @@ const (
 	Bookworm Suite = "bookworm" // systemd 252: no OpenFile=; podman 4.3: no Quadlet
 	Trixie   Suite = "trixie"
 	Forky    Suite = "forky"
+	Unstable Suite = "unstable" // with podman 6 of experimental
 )
 
 // Suites returns every suite that Build knows, oldest first.
 func Suites() []Suite {
-	return []Suite{Bookworm, Trixie, Forky}
+	return []Suite{Bookworm, Trixie, Forky, Unstable}
 }
 
 // check returns an error that names the known suites when s is none of them.
@@ -48,6 +49,19 @@ func (s Suite) packages() []string {
 		p = append(p, "slirp4netns", "iptables")
 	}
 	return p
+}
+
+// sources returns the lines of sources.list(5), none where those that mmdebstrap(1)
+// writes for the suite are enough, and what apt_preferences(5) says of them.
+func (s Suite) sources() (lines []string, preferences string) {
+	if s != Unstable {
+		return nil, ""
+	}
+	for _, suite := range []string{"unstable", "experimental"} {
+		lines = append(lines, "deb [signed-by="+keyring+"] http://deb.debian.org/debian "+suite+" main")
+	}
+	return lines, "Package: podman golang-github-containers-common conmon crun netavark aardvark-dns passt\n" +
+		"Pin: release a=experimental\nPin-Priority: 990\n"
 }
 
 // masked are units that a throw-away machine does not need. They make the boot
@@ -110,6 +124,9 @@ const recipe = 1
 func (s Suite) key() (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%d\n%s\n%s\n", recipe, strings.Join(s.packages(), " "), strings.Join(masked, " "))
+	if lines, preferences := s.sources(); lines != nil {
+		fmt.Fprintf(h, "%s\n%s", strings.Join(lines, "\n"), preferences)
+	}
 	err := s.walkImage(func(path string, data []byte) error {
 		_, err := fmt.Fprintf(h, "%s %d\n%s", path, len(data), data)
 		return err
