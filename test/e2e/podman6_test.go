@@ -7,42 +7,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
-
-	"oci-mainpid-hook/test/sandbox"
 )
-
-// TestUnstable is what CI sees of podman 6: all of it takes too long, make unstable runs
-// it.
-func TestUnstable(t *testing.T) {
-	t.Parallel()
-	s := &stack{suite: sandbox.Unstable}
-	if i := slices.IndexFunc(stacks(), func(s *stack) bool { return s.suite == sandbox.Unstable }); i >= 0 {
-		s = stacks()[i]
-	} else {
-		defer func() {
-			if err := s.end(); err != nil {
-				t.Error(err)
-			}
-		}()
-	}
-	box, err := s.machine()
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := machine{t, box}
-	for _, c := range []cell{
-		{"container", "mixed", "container", "crun", firstPodman},
-		{"container", "service", "conmon", "runc", laterPodman},
-		{"pod", "user", "conmon", "crun", firstPodman},
-	} {
-		m.subtest(c.String(), c.judge)
-	}
-	m.subtest("containers.conf", containersConf)
-	m.subtest("no pause process", noPauseProcess)
-}
 
 // TestContainersConf: we find the settings that podman finds, wherever its files are.
 func TestContainersConf(t *testing.T) {
@@ -87,9 +54,11 @@ func TestConmonV3(t *testing.T) {
 	})
 }
 
-// noPauseProcess: the user's podman 6 works without a pause process, and a container of
-// the user's runs so. A unit that starts then gets its pause process, and the container
-// stays in podman's hands.
+// TestNoPauseProcess: the user's podman 6 works without a pause process, and a container
+// of the user's runs so. A unit that starts then gets its pause process, and the container
+// stays in podman's hands. podman 5 makes a pause process anyway.
+func TestNoPauseProcess(t *testing.T) { onOneStack(t, onLast, noPauseProcess) }
+
 func noPauseProcess(m machine) {
 	u := m.user()
 	tmp := u.runtimeDir() + "/libpod/tmp"

@@ -96,11 +96,10 @@ func install(ctx context.Context, suite Suite, dir string, log *logrus.Entry) er
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--include=" + strings.Join(suite.packages(), ","),
 	}
-	sources, preferences := suite.sources()
-	if preferences != "" {
-		args = append(args, `--setup-hook=mkdir -p "$1/etc/apt/preferences.d"; printf %s '`+preferences+`' >"$1/etc/apt/preferences.d/sandbox"`)
+	if setup := suite.setup(); setup != "" {
+		args = append(args, "--setup-hook="+setup)
 	}
-	cmd := exec.CommandContext(ctx, "mmdebstrap", append(append(args, string(suite), dir), sources...)...)
+	cmd := exec.CommandContext(ctx, "mmdebstrap", append(args, string(suite), dir)...)
 	// Debian's own python3 and tar: another python3 may take a second for each package.
 	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
 	// The mounts that mmdebstrap makes in dir vanish when it ends in any way.

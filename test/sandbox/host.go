@@ -19,11 +19,8 @@ type requirement struct{ file, pkg string }
 
 var (
 	toBoot  = []requirement{{"systemd-nspawn", "systemd-container"}, {"nsenter", "util-linux"}}
-	toBuild = []requirement{{"mmdebstrap", "mmdebstrap"}, {keyring, "debian-archive-keyring"}}
+	toBuild = []requirement{{"mmdebstrap", "mmdebstrap"}, {"/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"}}
 )
-
-// keyring is the file of the keys that sign Debian's archive.
-const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 // ErrNotRoot says that the caller lacks the rights to build and boot.
 var ErrNotRoot = errors.New("sandbox: must be run as root")

@@ -51,17 +51,17 @@ func (s Suite) packages() []string {
 	return p
 }
 
-// sources returns the lines of sources.list(5), none where those that mmdebstrap(1)
-// writes for the suite are enough, and what apt_preferences(5) says of them.
-func (s Suite) sources() (lines []string, preferences string) {
+// setup returns a script that mmdebstrap(1) runs before it asks Debian's archive for
+// packages, with the root in $1; "" where there is nothing to set up.
+func (s Suite) setup() string {
 	if s != Unstable {
-		return nil, ""
+		return ""
 	}
-	for _, suite := range []string{"unstable", "experimental"} {
-		lines = append(lines, "deb [signed-by="+keyring+"] http://deb.debian.org/debian "+suite+" main")
-	}
-	return lines, "Package: podman golang-github-containers-common conmon crun netavark aardvark-dns passt\n" +
-		"Pin: release a=experimental\nPin-Priority: 990\n"
+	return `mkdir -p "$1/etc/apt/preferences.d"
+sed "s/ unstable / experimental /" "$1/etc/apt/sources.list" >"$1/etc/apt/sources.list.d/experimental.list"
+echo "Package: podman golang-github-containers-common conmon crun netavark aardvark-dns passt
+Pin: release a=experimental
+Pin-Priority: 990" >"$1/etc/apt/preferences.d/sandbox"`
 }
 
 // masked are units that a throw-away machine does not need. They make the boot
@@ -124,9 +124,7 @@ const recipe = 1
 func (s Suite) key() (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%d\n%s\n%s\n", recipe, strings.Join(s.packages(), " "), strings.Join(masked, " "))
-	if lines, preferences := s.sources(); lines != nil {
-		fmt.Fprintf(h, "%s\n%s", strings.Join(lines, "\n"), preferences)
-	}
+	fmt.Fprint(h, s.setup())
 	err := s.walkImage(func(path string, data []byte) error {
 		_, err := fmt.Fprintf(h, "%s %d\n%s", path, len(data), data)
 		return err
