@@ -102,7 +102,7 @@ var initSystems = []initSystem{
 		heading: "OpenRC", restarts: true, restartsAll: true,
 		boot: bootOpenRC, pid: openRCPID, exited: openRCExited,
 		instead: strings.NewReplacer("command=run-web\n", "command=run-web\ncommand_args=--notify=socket\nnotify=socket:ready\n",
-			"start_post() {\n\tewaitfile 90 /run/web.pid\n}\n", ""),
+			"start_post() {\n\tewaitfile 90 /run/web.pid\n}\n", "start_pre() {\n\trm -f /run/openrc/supervise-web.sock\n}\n"),
 	},
 }
 
@@ -483,4 +483,8 @@ func (n *initService) judge() {
 		n.outside("sh", "-c", n.stopCommand()) // where the first came before the service
 		n.assertGone("stopped while it started")
 	}
+	n.shell(n.startCommand())
+	n.awaitOther(r, "started after that")
+	n.shell(n.stopCommand())
+	n.assertGone("stopped after that")
 }
