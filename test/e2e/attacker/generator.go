@@ -61,7 +61,7 @@ func changesFiles(call systemCall) bool {
 		return call.args[2]&unix.O_CREAT != 0
 	case unix.SYS_WRITE:
 		return call.args[0] > 2 && call.args[2] > 8
-	case unix.SYS_PWRITE64, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_MKDIRAT, unix.SYS_SYMLINKAT,
+	case unix.SYS_PWRITE64, renameat, unix.SYS_RENAMEAT2, unix.SYS_MKDIRAT, unix.SYS_SYMLINKAT,
 		unix.SYS_LINKAT, unix.SYS_UNLINKAT, unix.SYS_FTRUNCATE, unix.SYS_FCHMOD:
 		return true
 	}
