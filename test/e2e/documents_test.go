@@ -363,8 +363,6 @@ var settings = map[page]setting{
 		},
 	},
 	"docs/troubleshooting.md": {
-		// Not all of the files are there.
-		fails: failing{"grep -rsn hooks_dir /etc/containers/containers.conf /etc/containers/containers.conf.d /usr/share/containers/containers.conf": 2},
 		before: map[string]func(r *reader, b block){
 			"journalctl -u web -b -x     # what was said, with explanations": func(r *reader, _ block) {
 				r.readmeUnit(webContainer)
