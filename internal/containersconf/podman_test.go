@@ -46,11 +46,17 @@ func TestAsPodman(t *testing.T) {
 			}
 		}
 	})
-	version, err := asUser("podman", "version", "--format={{.Client.Version}}")
-	if err != nil {
-		t.Fatalf("%v: %s", err, version)
+	// lastLine leaves out the warnings before.
+	lastLine := func(out []byte) string {
+		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+		return lines[len(lines)-1]
 	}
-	podman6 := !strings.HasPrefix(string(version), "4.") && !strings.HasPrefix(string(version), "5.")
+	out, err := asUser("podman", "version", "--format={{.Client.Version}}")
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	version := lastLine(out)
+	podman6 := !strings.HasPrefix(version, "4.") && !strings.HasPrefix(version, "5.")
 
 	const (
 		usr, etc = "/usr/share/containers/containers.conf", "/etc/containers/containers.conf"
@@ -122,17 +128,16 @@ func TestAsPodman(t *testing.T) {
 				}
 			}
 			out, err := asUser("podman", "info", "--format={{.Host.Conmon.Path}}")
-			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-			theirs := lines[len(lines)-1] // there may be warnings before
 			if err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
+			theirs := lastLine(out)
 			settings, problems := Reader{System: SystemFiles, Home: home, Config: home + "/.config", UID: number, Podman6: podman6}.Read(t.Context())
 			ours := "/usr/bin/conmon"
 			if len(settings.ConmonPath) > 0 {
 				ours = settings.ConmonPath[0]
 			}
-			t.Logf("podman %s: %s; %d files", strings.TrimSpace(string(version)), theirs, len(files))
+			t.Logf("podman %s: %s; %d files", version, theirs, len(files))
 			if ours != theirs || len(problems) > 0 {
 				t.Errorf("we find %s, %v; podman says %s", ours, problems, out)
 			}
