@@ -34,9 +34,17 @@ func TestAsPodman(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	asUser := func(args ...string) ([]byte, error) {
-		return exec.Command("setpriv", append([]string{"--reuid=" + uid, "--regid=" + name, "--init-groups", "env", "-i", "--chdir=/",
-			"PATH=/usr/bin:/usr/sbin", "HOME=" + home, "USER=" + name, "XDG_RUNTIME_DIR=" + runtime}, args...)...).CombinedOutput()
+	asUser := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command("setpriv", append([]string{"--reuid=" + uid, "--regid=" + name, "--init-groups", "env", "-i", "--chdir=/",
+			"PATH=/usr/bin:/usr/sbin", "HOME=" + home, "USER=" + name, "XDG_RUNTIME_DIR=" + runtime}, args...)...)
+		var warnings strings.Builder
+		cmd.Stderr = &warnings
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%q: %v: %s", args, err, &warnings)
+		}
+		return strings.TrimSpace(string(out))
 	}
 	t.Cleanup(func() {
 		if text, err := os.ReadFile(runtime + "/libpod/tmp/pause.pid"); err == nil {
@@ -46,16 +54,7 @@ func TestAsPodman(t *testing.T) {
 			}
 		}
 	})
-	// lastLine leaves out the warnings before.
-	lastLine := func(out []byte) string {
-		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-		return lines[len(lines)-1]
-	}
-	out, err := asUser("podman", "version", "--format={{.Client.Version}}")
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	version := lastLine(out)
+	version := asUser("podman", "version", "--format={{.Client.Version}}")
 	podman6 := !strings.HasPrefix(version, "4.") && !strings.HasPrefix(version, "5.")
 
 	const (
@@ -127,11 +126,7 @@ func TestAsPodman(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			out, err := asUser("podman", "info", "--format={{.Host.Conmon.Path}}")
-			if err != nil {
-				t.Fatalf("%v: %s", err, out)
-			}
-			theirs := lastLine(out)
+			theirs := asUser("podman", "info", "--format={{.Host.Conmon.Path}}")
 			settings, problems := Reader{System: SystemFiles, Home: home, Config: home + "/.config", UID: number, Podman6: podman6}.Read(t.Context())
 			ours := "/usr/bin/conmon"
 			if len(settings.ConmonPath) > 0 {
@@ -139,7 +134,7 @@ func TestAsPodman(t *testing.T) {
 			}
 			t.Logf("podman %s: %s; %d files", version, theirs, len(files))
 			if ours != theirs || len(problems) > 0 {
-				t.Errorf("we find %s, %v; podman says %s", ours, problems, out)
+				t.Errorf("we find %s, %v; podman says %s", ours, problems, theirs)
 			}
 		})
 	}
