@@ -61,15 +61,15 @@ func TestAsPodman(t *testing.T) {
 		usr, etc = "/usr/share/containers/containers.conf", "/etc/containers/containers.conf"
 		rootless = ".rootless.conf.d/"
 	)
-	// otherwise are the cases in which podman 5.8 is between podman 5.4 and podman 6, and
-	// Read is as podman 5.4.
-	const (
-		rootlessOfEtc = "podman 5.8 reads containers.rootless.conf.d of /etc, and not that of /usr/share"
-		oneName       = "with podman 5.8 a drop-in takes the place of one of its name in another directory"
-	)
-	otherwise := map[string]string{
-		"for users, over all": rootlessOfEtc, "for users, with the earlier name": rootlessOfEtc, "for this user": rootlessOfEtc,
-		"a drop-in with nothing in it": oneName,
+	// otherwise are the cases in which Read does not read as podman 5 does, and why.
+	otherwise := map[string]string{}
+	if !podman6 {
+		otherwise["a drop-in with nothing in it"] = "a drop-in takes the place of one of its name in another directory"
+	}
+	if strings.HasPrefix(version, "5.8.") {
+		for _, what := range []string{"for users, over all", "for users, with the earlier name", "for this user"} {
+			otherwise[what] = "containers.rootless.conf.d of /etc is read, and not that of /usr/share"
+		}
 	}
 	own := home + "/.config/containers/containers.conf"
 	special := func(main, below string) string { return strings.TrimSuffix(main, ".conf") + below }
@@ -143,7 +143,7 @@ func TestAsPodman(t *testing.T) {
 				ours = settings.ConmonPath[0]
 			}
 			t.Logf("podman %s: %s; %d files", version, theirs, len(files))
-			if why := otherwise[what]; why != "" && strings.HasPrefix(version, "5.8.") {
+			if why := otherwise[what]; why != "" {
 				if ours == theirs {
 					t.Errorf("podman %s agrees now: it is no longer so that %s", version, why)
 				}
