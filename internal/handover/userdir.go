@@ -36,13 +36,8 @@ func UserDirOf(mainPIDFile string) string {
 // mountUserDir mounts a file system on a UserDir, if none is mounted there. It stays
 // mounted, so that what the user keeps open of it counts at the next start, too.
 func mountUserDir(dir string) error {
-	parent, err := openParent(filepath.Join(dir, "mainpid"), true)
-	if err != nil {
-		return err
-	}
-	unix.Close(parent)
 	// Two units of the user may start at once.
-	lock, err := lockUserDirs()
+	lock, err := lockUserDirs(filepath.Join(dir, "mainpid"), true)
 	if err != nil {
 		return err
 	}
@@ -58,8 +53,13 @@ func mountUserDir(dir string) error {
 }
 
 // lockUserDirs keeps all other programs from mounting and unmounting UserDirs, until the
-// file is closed.
-func lockUserDirs() (*os.File, error) {
+// file is closed. The directory of path must be root's; with create it is made.
+func lockUserDirs(path string, create bool) (*os.File, error) {
+	parent, err := openParent(path, create)
+	if err != nil {
+		return nil, err
+	}
+	unix.Close(parent)
 	lock, err := os.Open(filepath.Join(Dir, usersName))
 	if err != nil {
 		return nil, err
@@ -106,12 +106,7 @@ func UnitsOf(uid int) []string {
 // long as a process keeps a file of it open.
 func RemoveUserDir(uid int) error {
 	dir := UserDir(uid)
-	parent, err := openParent(dir, false)
-	if err != nil {
-		return err
-	}
-	unix.Close(parent)
-	lock, err := lockUserDirs()
+	lock, err := lockUserDirs(dir, false)
 	if err != nil {
 		return err
 	}
