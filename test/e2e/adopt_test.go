@@ -333,7 +333,7 @@ func adoptOwn(m machine) {
 	// The user's service would wait 90 s for network-online.target.
 	text := sleeper + "Volume=NAME.volume:/data\nVolume=%h/site:/site\n[Quadlet]\nDefaultDependencies=false\n[Install]\nWantedBy=default.target\n"
 	write(u.name+".container", text)
-	write(u.name+".volume", "[Volume]\n")
+	write(u.name+".volume", "[Volume]\n[Quadlet]\nDefaultDependencies=false\n")
 	u.writeHome("site/index", "site")
 	own("daemon-reload")
 	own("start", n.name)
