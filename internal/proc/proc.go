@@ -285,9 +285,27 @@ func InCgroup(path string) []int {
 	return numbers(b)
 }
 
-// Children returns the PIDs of the children of all threads of a process
-// (proc_tid_children(5)). A child that ends meanwhile may hide another one.
+// Children returns the PIDs of the children of all threads of a process.
+//
+// A child that ends while the kernel makes the list may hide another one
+// (proc_tid_children(5)). It is in that list, and in no later one, so a list that comes
+// twice is complete.
 func Children(pid int) ([]int, error) {
+	before, err := listChildren(pid)
+	for range 100 {
+		if err != nil {
+			return nil, err
+		}
+		var pids []int
+		if pids, err = listChildren(pid); slices.Equal(pids, before) {
+			break
+		}
+		before = pids
+	}
+	return before, err
+}
+
+func listChildren(pid int) ([]int, error) {
 	dir := procPath(pid, "task")
 	tasks, err := os.ReadDir(dir)
 	if err != nil {
