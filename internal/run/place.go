@@ -1,7 +1,6 @@
 package run
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,11 +14,9 @@ import (
 
 	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/proc"
-	"oci-mainpid-hook/internal/regular"
 )
 
-// place is the directory of one container: lock, podman, mainpid, state and
-// notify/notify.
+// place is the directory of one container: lock, mainpid, state and notify/notify.
 type place struct {
 	dir  string
 	lock *os.File
@@ -82,8 +79,8 @@ func makeOwn(path, top string) error {
 }
 
 // takePlace makes the container's directory below base, and what is missing of that from
-// top on. It fails if another run has it, and waits
-// until the podman that a killed run has left behind has ended.
+// top on. It fails if another run has it, and waits until each podman that a killed run
+// has left behind has ended.
 func takePlace(base, top, name string) (*place, error) {
 	p := &place{dir: filepath.Join(base, name)}
 	for {
@@ -109,7 +106,9 @@ func takePlace(base, top, name string) (*place, error) {
 		}
 		p.lock.Close()
 	}
-	p.awaitPodman()
+	if _, err := os.Lstat(p.path("mainpid")); err == nil {
+		p.awaitPodman()
+	}
 	for _, file := range []string{"mainpid", "state", "notify/notify"} {
 		os.Remove(p.path(file))
 	}
@@ -127,45 +126,55 @@ func (p *place) makeMainPID() (string, error) {
 	return f.Name(), f.Close()
 }
 
-// podmanRecord is which podman starts the container.
-type podmanRecord struct {
-	PID   int
-	Start uint64
-}
-
-// recordPodman writes down which podman starts the container. A run that comes after
-// this one was killed waits for it.
-func (p *place) recordPodman(pid int) error {
-	process, err := proc.Read(pid)
-	if err != nil {
-		return nil // it has ended
-	}
-	b, err := json.Marshal(podmanRecord{pid, process.Start})
-	if err != nil {
-		return err
-	}
-	return writeWhole(p.path("podman"), b, 0o600)
-}
-
 // podmanTime is how long a podman that a killed run has left behind may go on.
 const podmanTime = 30 * time.Second
 
-// awaitPodman waits for the podman of a run that was killed. It kills one that takes too
+// awaitPodman waits for each podman of a run that was killed. It kills one that takes too
 // long, such as one that pulls an image: this start pulls it itself.
 func (p *place) awaitPodman() {
-	b, err := regular.Read(p.path("podman"), 4096)
-	var r podmanRecord
-	if err != nil || json.Unmarshal(b, &r) != nil || r.PID <= 1 {
-		return
+	pids, _ := proc.PIDs()
+	for _, pid := range pids {
+		pidfd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue
+		}
+		// From here on it is one process, whatever happens to the number.
+		if p.startedPodman(pid) {
+			awaitEnd(pidfd)
+		}
+		unix.Close(pidfd)
 	}
-	pidfd, err := unix.PidfdOpen(r.PID, 0)
-	if err != nil {
-		return
+}
+
+// startedPodman reports whether a process is a podman that a run of this container has
+// started: it has the mainpid file in its environment.
+func (p *place) startedPodman(pid int) bool {
+	status, err := proc.ReadStatus(pid)
+	if uid, ok := status.UID(); err != nil || !ok || uid != os.Geteuid() {
+		return false
 	}
-	defer unix.Close(pidfd)
-	if process, err := proc.Read(r.PID); err != nil || process.Start != r.Start {
-		return
+	process, err := proc.Read(pid)
+	executable, _ := proc.ExecutablePath(pid)
+	if err != nil || process.Comm != "podman" && filepath.Base(executable) != "podman" {
+		return false
 	}
+	for range 100 {
+		env, err := proc.Environ(pid, proc.MaxStrings)
+		if err != nil {
+			return false
+		}
+		if len(env) > 0 {
+			return env.Get(handover.EnvMainPIDFile) == p.path("mainpid")
+		}
+		// execve(2) has let go of the lock, and is not done yet.
+		time.Sleep(10 * time.Millisecond)
+	}
+	return false
+}
+
+// awaitEnd waits for the end of a process, asks it for that after podmanTime, and kills it
+// after another one.
+func awaitEnd(pidfd int) {
 	ended := await(pidfd)
 	for _, sig := range []unix.Signal{0, unix.SIGTERM, unix.SIGKILL} {
 		if sig != 0 {
@@ -181,7 +190,7 @@ func (p *place) awaitPodman() {
 
 // close removes the directory, and lets the next run have it.
 func (p *place) close() {
-	for _, file := range []string{"mainpid", "podman", "state", "notify/notify", "notify", "lock", ""} {
+	for _, file := range []string{"mainpid", "state", "notify/notify", "notify", "lock", ""} {
 		os.Remove(p.path(file))
 	}
 	p.lock.Close()

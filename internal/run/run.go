@@ -164,7 +164,7 @@ func passedSignals() []os.Signal {
 	return signals
 }
 
-// podmanEnvironment is for all of podman but podman run.
+// podmanEnvironment is for all of podman.
 func (r *runner) podmanEnvironment(more ...string) []string {
 	return environment([]string{
 		"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID",
@@ -172,13 +172,17 @@ func (r *runner) podmanEnvironment(more ...string) []string {
 	}, more...)
 }
 
+// mainPIDVariable is for podman run, and for each podman that the run after this one waits
+// for if this one is killed.
+func (r *runner) mainPIDVariable() string { return handover.EnvMainPIDFile + "=" + r.mainPIDFile }
+
 // start starts the container and, once it runs, watches it.
 func (r *runner) start() (int, error) {
 	var deadline <-chan time.Time
 	if r.Timeout > 0 {
 		deadline = time.After(r.Timeout)
 	}
-	args, env := r.command.args, []string{handover.EnvMainPIDFile + "=" + r.mainPIDFile}
+	args, env := r.command.args, []string{r.mainPIDVariable()}
 	sockets := activation.Files(false)
 	if len(sockets) > 0 {
 		args = podmancmd.Activated(args)
@@ -187,9 +191,6 @@ func (r *runner) start() (int, error) {
 	pid, ended, err := r.children.start(args, r.podmanEnvironment(env...), os.Stdout, sockets...)
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", r.command.args[0], err)
-	}
-	if err := r.place.recordPodman(pid); err != nil {
-		r.Log("%v", err)
 	}
 	late := false
 	var kill <-chan time.Time
@@ -320,7 +321,7 @@ func (r *runner) watch(conmonEnded <-chan unix.WaitStatus, deadline <-chan time.
 				boot = time.After(bootTime)
 			}
 			if len(r.Ready) == 0 || r.inside.SignalsLevel >= 2 || r.first == nil || bootOver {
-				_, done, err := r.children.start(r.command.podman("stop", r.command.name), r.podmanEnvironment(), nil)
+				_, done, err := r.children.start(r.command.podman("stop", r.command.name), r.podmanEnvironment(r.mainPIDVariable()), nil)
 				if err != nil {
 					return 0, errors.Join(failure, err)
 				}
@@ -344,7 +345,7 @@ func (r *runner) watch(conmonEnded <-chan unix.WaitStatus, deadline <-chan time.
 				}
 				r.stop()
 			} else {
-				r.children.start(r.command.podman("kill", fmt.Sprintf("--signal=%d", int(s.(unix.Signal))), r.command.name), r.podmanEnvironment(), nil)
+				r.children.start(r.command.podman("kill", fmt.Sprintf("--signal=%d", int(s.(unix.Signal))), r.command.name), r.podmanEnvironment(r.mainPIDVariable()), nil)
 			}
 		case <-deadline:
 			deadline = nil
@@ -494,7 +495,7 @@ func (r *runner) drain() {
 // container whose conmon was killed.
 func (r *runner) remove() {
 	for attempt := 1; ; attempt++ {
-		_, done, err := r.children.start(r.command.podman("rm", "--force", "--ignore", "--time=2", r.command.name), r.podmanEnvironment(), nil)
+		_, done, err := r.children.start(r.command.podman("rm", "--force", "--ignore", "--time=2", r.command.name), r.podmanEnvironment(r.mainPIDVariable()), nil)
 		if err != nil {
 			r.Log("podman rm: %v", err)
 			return

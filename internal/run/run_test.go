@@ -4,11 +4,14 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
+	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/sdnotify"
 )
 
@@ -202,9 +205,6 @@ func TestPlace(t *testing.T) {
 	if _, err := takePlace(base, top, "a"); err == nil || !strings.Contains(err.Error(), "another oci-mainpid run has it") {
 		t.Error(err)
 	}
-	if err := p.recordPodman(os.Getppid()); err != nil {
-		t.Fatal(err)
-	}
 	p.close()
 	if _, err := os.Lstat(p.dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("the directory is left:", err)
@@ -213,4 +213,56 @@ func TestPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.close()
+}
+
+// TestLeftPodman: after a run that was killed, the next one waits for its podman, and for
+// no other.
+func TestLeftPodman(t *testing.T) {
+	top := filepath.Join(t.TempDir(), "top")
+	p, err := takePlace(top, top, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := p.makeMainPID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.lock.Close() // as it is when the process is killed
+	sleep, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	podman := filepath.Join(t.TempDir(), "podman")
+	if err := os.Symlink(sleep, podman); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		program, file, sleep string
+		waits                bool
+	}{
+		{podman, file, "1", true},
+		{sleep, file, "100", false},
+		{podman, filepath.Join(top, "b/mainpid"), "100", false},
+	} {
+		cmd := exec.Command(c.program, c.sleep)
+		cmd.Env = []string{handover.EnvMainPIDFile + "=" + c.file}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		t.Cleanup(func() { cmd.Process.Kill() })
+		began := time.Now()
+		next, err := takePlace(top, top, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if waited := time.Since(began) > 900*time.Millisecond; waited != c.waits {
+			t.Errorf("%v %s: waited: %v", cmd.Args, c.file, waited)
+		}
+		if _, err := next.makeMainPID(); err != nil {
+			t.Fatal(err)
+		}
+		next.lock.Close()
+	}
 }

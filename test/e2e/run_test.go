@@ -169,12 +169,9 @@ func TestRun(t *testing.T) {
 				}
 				u.assertNothingLeft()
 			}
-			for _, after := range []time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond, time.Second} {
+			second := func(after time.Duration) {
+				m.t.Helper()
 				r := u.supervised(run("--notify=fd:3", sleep)...)
-				time.Sleep(after)
-				r.kill("KILL")
-				r.end()
-				r = u.supervised(run("--notify=fd:3", sleep)...)
 				r.awaitReady()
 				if got := u.run("pgrep", "-U", u.uid, "-c", "conmon"); got != "1" {
 					m.t.Errorf("killed after %v, then started: %s conmons", after, got)
@@ -185,6 +182,18 @@ func TestRun(t *testing.T) {
 				r.kill("TERM")
 				r.end()
 				u.assertNothingLeft()
+			}
+			for _, after := range []time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond, time.Second} {
+				r := u.supervised(run("--notify=fd:3", sleep)...)
+				time.Sleep(after)
+				r.kill("KILL")
+				r.end()
+				second(after)
+			}
+			// When it has just started podman.
+			for after := 6 * time.Millisecond; after < 30*time.Millisecond; after += 2 * time.Millisecond {
+				m.try(append([]string{"sh", "-c", `"$@" >/dev/null 2>&1`, "sh", "timeout", "--signal=KILL", fmt.Sprint(after.Seconds())}, u.as(run("", sleep)...)...)...)
+				second(after)
 			}
 		})
 		m.subtest("stopped while it starts", func(m machine) {
