@@ -9,6 +9,7 @@ HOOK_DIR     ?= $(PREFIX)/share/containers/oci/hooks.d
 SYSTEMDDIR   ?= $(PREFIX)/lib/systemd
 CATALOGDIR   ?= $(SYSTEMDDIR)/catalog
 TMPFILESDIR  ?= $(PREFIX)/lib/tmpfiles.d
+SELINUXDIR   ?= $(PREFIX)/share/selinux/packages
 BASHCOMPDIR  ?= $(PREFIX)/share/bash-completion/completions
 # Debian's zsh does not read /usr/share/zsh/site-functions.
 ZSHCOMPDIR   ?= $(PREFIX)/share/zsh/$(if $(and $(filter /usr,$(PREFIX)),$(wildcard $(DESTDIR)/etc/debian_version)),vendor-completions,site-functions)
@@ -83,6 +84,7 @@ install: build man completions
 		sed -i 's|/usr/bin|$(BINDIR)|' $(DESTDIR)$(SYSTEMDDIR)/system/$$timer.service || exit; done
 	$(INSTALL) -d $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants
 	ln -sf '../$(RUN_MOUNT)' $(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/
+	$(INSTALL) -D -m 644 dist/selinux/oci_mainpid.cil $(DESTDIR)$(SELINUXDIR)/oci_mainpid.cil
 	$(INSTALL) -D -m 644 dist/catalog/oci-mainpid.catalog $(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog
 	$(INSTALL) -D -m 644 bin/completions/bash $(DESTDIR)$(BASHCOMPDIR)/oci-mainpid
 	$(INSTALL) -D -m 644 bin/completions/zsh $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid
@@ -104,10 +106,10 @@ uninstall:
 		$(DESTDIR)$(DATADIR)/oci-mainpid.rules.yml $(DESTDIR)$(DATADIR)/oci-mainpid.json \
 		$(addprefix $(DESTDIR)$(ROLEDIR)/,$(ROLE)) \
 		'$(DESTDIR)$(SYSTEMDDIR)/system/$(RUN_MOUNT)' '$(DESTDIR)$(SYSTEMDDIR)/system/local-fs.target.wants/$(RUN_MOUNT)' \
-		$(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog \
+		$(DESTDIR)$(CATALOGDIR)/oci-mainpid.catalog $(DESTDIR)$(SELINUXDIR)/oci_mainpid.cil \
 		$(DESTDIR)$(BASHCOMPDIR)/oci-mainpid $(DESTDIR)$(ZSHCOMPDIR)/_oci-mainpid $(DESTDIR)$(FISHCOMPDIR)/oci-mainpid.fish
 	for page in $(MANPAGES); do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/} || exit; done
-	for dir in $(LIBEXECDIR)/oci-mainpid $(DATADIR) $(addprefix $(ROLEDIR)/,$(sort $(patsubst %/,%,$(dir $(ROLE)))) oci_mainpid) $(foreach dir,$(ROLEDIR) $(HOOK_BIN_DIR) $(HOOK_DIR) $(BASHCOMPDIR) $(ZSHCOMPDIR) $(FISHCOMPDIR),$(dir) $(patsubst %/,%,$(dir $(dir)))); do \
+	for dir in $(LIBEXECDIR)/oci-mainpid $(DATADIR) $(addprefix $(ROLEDIR)/,$(sort $(patsubst %/,%,$(dir $(ROLE)))) oci_mainpid) $(foreach dir,$(SELINUXDIR) $(ROLEDIR) $(HOOK_BIN_DIR) $(HOOK_DIR) $(BASHCOMPDIR) $(ZSHCOMPDIR) $(FISHCOMPDIR),$(dir) $(patsubst %/,%,$(dir $(dir)))); do \
 		[ ! -d $(DESTDIR)$$dir ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$dir || exit; done
 
 # A bill of materials of each program, in CycloneDX's format. It names the tool by
@@ -155,13 +157,11 @@ deb rpm: package-root
 	MAINTAINER='$(MAINTAINER)' HOMEPAGE='$(HOMEPAGE)' \
 		env -u GOOS -u GOARCH $(TOOLS) nfpm package --config packaging/nfpm.yaml --packager $@ --target bin/
 
-# A policy module, for semodule(8).
-SELINUX_DEVEL ?= /usr/share/selinux/devel
+# Give SELinux the policy module, on this machine.
 selinux:
-	@[ -f $(SELINUX_DEVEL)/Makefile ] || { echo "make selinux: $(SELINUX_DEVEL)/Makefile is missing: install selinux-policy-dev (Debian) or selinux-policy-devel (Fedora, openSUSE)" >&2; exit 1; }
-	mkdir -p bin/selinux
-	cp dist/selinux/oci_mainpid.* bin/selinux/
-	$(MAKE) -C bin/selinux -f $(SELINUX_DEVEL)/Makefile oci_mainpid.pp
+	@command -v semodule >/dev/null || { echo "make selinux: semodule is missing: install policycoreutils" >&2; exit 1; }
+	semodule --install=dist/selinux/oci_mainpid.cil
+	[ ! -d /run/oci-mainpid ] || restorecon -R /run/oci-mainpid
 
 reproducible:
 	packaging/reproducible.sh

@@ -64,3 +64,6 @@ rmdir /run/oci-mainpid 2>/dev/null || :
 if command -v journalctl >/dev/null; then
 	journalctl --update-catalog || :
 fi
+if command -v selinuxenabled >/dev/null && selinuxenabled && command -v semodule >/dev/null; then
+	semodule --remove=oci_mainpid || :
+fi

@@ -173,8 +173,14 @@ func TestMachines(t *testing.T) {
 		"installed elsewhere":  {func(m *Machine) { m.Hook = Hook{Installed: "/usr/local/share/containers/oci/hooks.d/x.json"} }, "hook", Fail, "not /usr/local/share/containers/oci/hooks.d", `below [engine]: hooks_dir = ["/usr/share/containers/oci/hooks.d", "/usr/local/share/containers/oci/hooks.d"]`},
 		"a hook that is gone":  {func(m *Machine) { m.Hook.Wrong = errors.New("the hook: no such file") }, "hook", Fail, "the hook: no such file", "install"},
 		"denials": {func(m *Machine) {
-			m.SELinux, m.Denials = "enforcing", []string{"a", `avc:  denied { read } comm="conmon"`}
+			m.SELinux, m.PolicyModule, m.Denials = "enforcing", true, []string{"a", `avc:  denied { read } comm="conmon"`}
 		}, "access control", Warn, `SELinux enforcing: 2 denials since boot, the last: avc:  denied { read } comm="conmon"`, "ausearch"},
+		"denials without our policy module": {func(m *Machine) {
+			m.SELinux, m.PolicyFile, m.Denials = "enforcing", "/usr/share/oci_mainpid.cil", []string{"a"}
+		}, "access control", Warn, "SELinux enforcing: 1 denial since", "semodule --install=/usr/share/oci_mainpid.cil"},
+		"denials with its boolean off": {func(m *Machine) {
+			m.SELinux, m.PolicyModule, m.UsersOff, m.Denials = "enforcing", true, true, []string{"a"}
+		}, "access control", Warn, "SELinux enforcing: 1 denial since", "setsebool -P oci_mainpid_users on"},
 		"a denial of AppArmor": {func(m *Machine) { m.AppArmor, m.Denials = true, []string{"a"} }, "access control", Warn, "AppArmor: 1 denial since", "aa-logprof"},
 		"AppArmor, no denials": {func(m *Machine) { m.AppArmor = true }, "access control", OK, "AppArmor, denied nothing", ""},
 	} {

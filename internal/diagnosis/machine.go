@@ -45,6 +45,11 @@ type Machine struct {
 	// is on. Denials are messages about what they denied to our programs since boot.
 	SELinux  string
 	AppArmor bool
+	// PolicyModule says that /run/oci-mainpid has the type of our policy module's,
+	// UsersOff that the module's boolean is off.
+	PolicyModule, UsersOff bool
+	// PolicyFile is what to install for it.
+	PolicyFile string
 	// PodmanProfile says that AppArmor has a profile for podman.
 	PodmanProfile bool
 	Denials       []string
@@ -269,7 +274,12 @@ func (m Machine) denials(p *points) {
 	}
 	last := m.Denials[len(m.Denials)-1]
 	fix := "journalctl -b _TRANSPORT=audit; for AppArmor: aa-logprof"
-	if m.SELinux != "" {
+	switch {
+	case m.SELinux != "" && !m.PolicyModule:
+		fix = "semodule --install=" + m.PolicyFile + " && restorecon -R /run/oci-mainpid"
+	case m.SELinux != "" && m.UsersOff:
+		fix = "setsebool -P oci_mainpid_users on"
+	case m.SELinux != "":
 		fix = "ausearch -m AVC -ts boot | audit2allow -w"
 	}
 	p.warn("access control", fmt.Sprintf("%s: %s since boot, the last: %.200s", name, plural(len(m.Denials), "denial", "denials"), last), fix)

@@ -1,6 +1,7 @@
 package diagnosis
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -110,7 +111,14 @@ func (r *Reader) readMachine(ctx context.Context) {
 	default:
 		m.SELinux = "permissive"
 	}
-	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	m.PolicyFile = filepath.Join(prefix, "share/selinux/packages/oci_mainpid.cil")
+	label := make([]byte, 256)
+	if n, err := unix.Lgetxattr("/run/oci-mainpid", "security.selinux", label); err == nil {
+		m.PolicyModule = bytes.Contains(label[:n], []byte(":oci_mainpid_runtime_t"))
+	}
+	b, err := os.ReadFile("/sys/fs/selinux/booleans/oci_mainpid_users")
+	m.UsersOff = err == nil && strings.HasPrefix(string(b), "0")
+	b, err = os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	m.AppArmor = err == nil && strings.HasPrefix(string(b), "Y")
 	_, err = os.Stat("/etc/apparmor.d/podman")
 	m.PodmanProfile = err == nil

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,10 +47,21 @@ func mountUserDir(dir string) error {
 	if err != nil || mounted {
 		return err
 	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, userDirOptions); err != nil {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, userDirOptions+labelOption()); err != nil {
 		return fmt.Errorf("mount a tmpfs of the user's own on %s: %w", dir, err)
 	}
 	return nil
+}
+
+// labelOption returns the mount option with which a file system has the SELinux label of
+// Dir, "" without SELinux.
+func labelOption() string {
+	label := make([]byte, 4096)
+	n, err := unix.Lgetxattr(Dir, "security.selinux", label)
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf(",rootcontext=%q", strings.TrimRight(string(label[:n]), "\x00"))
 }
 
 // lockUserDirs keeps all other programs from mounting and unmounting UserDirs, until the

@@ -24,7 +24,7 @@ import (
 // initrd of dracut's. qemu-system-x86_64(1) runs it, by KVM if the host has that.
 
 // wholePackages make a whole machine of a suite's root file system.
-var wholePackages = []string{"linux-image-cloud-amd64", "dracut", "udev", "apparmor", "quota"}
+var wholePackages = []string{"linux-image-cloud-amd64", "dracut", "udev", "apparmor", "quota", "selinux-policy-default", "policycoreutils", "selinux-utils"}
 
 // wholeUnits are masked on other machines, which share the host's kernel and devices.
 var wholeUnits = []string{
