@@ -249,8 +249,7 @@ func TestLeftPodman(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		ended := make(chan error, 1)
-		go func() { ended <- cmd.Wait() }()
+		go cmd.Wait()
 		t.Cleanup(func() { cmd.Process.Kill() })
 		began := time.Now()
 		next, err := takePlace(top, top, "a")
