@@ -132,8 +132,12 @@ func install(ctx context.Context, suite Suite, dir string, log *logrus.Entry) er
 	return nil
 }
 
+// maskedGenerators is where systemd's own generators are masked, of which a throw-away
+// machine needs none. To run them takes two thirds of the processor time of a reload.
+const maskedGenerators = "etc/systemd/system-generators"
+
 // customise prepares a freshly installed root file system for a machine: it adds
-// the files of image, masks units and makes the archive of the busybox image.
+// the files of image, masks units and generators, and makes the archive of the busybox image.
 func customise(ctx context.Context, suite Suite, root string) error {
 	if err := writeImage(suite, root); err != nil {
 		return err
@@ -144,6 +148,18 @@ func customise(ctx context.Context, suite Suite, root string) error {
 	}
 	for _, u := range masked {
 		if err := symlink("/dev/null", filepath.Join(units, u)); err != nil {
+			return err
+		}
+	}
+	generators, err := filepath.Glob(filepath.Join(root, "usr/lib/systemd/system-generators/systemd-*"))
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(root, maskedGenerators), 0o755); err != nil {
+		return err
+	}
+	for _, g := range generators {
+		if err := symlink("/dev/null", filepath.Join(root, maskedGenerators, filepath.Base(g))); err != nil {
 			return err
 		}
 	}

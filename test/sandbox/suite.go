@@ -116,7 +116,7 @@ func (s Suite) walkImage(f func(path string, data []byte) error) error {
 
 // recipe is a number to raise when the code that makes a root file system changes.
 // The packages, the masked units and image are in the key themselves.
-const recipe = 1
+const recipe = 2
 
 // key returns the name of the suite's root file system in the cache: the suite and
 // a hash of everything that decides what the root file system contains, except the

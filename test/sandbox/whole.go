@@ -198,6 +198,9 @@ func fillWhole(ctx context.Context, suite Suite, dir string, progress io.Writer)
 			return err
 		}
 	}
+	if err := os.RemoveAll(filepath.Join(m.Root(), maskedGenerators)); err != nil {
+		return err
+	}
 	source, err := os.MkdirTemp("", "sandbox-agent-")
 	if err != nil {
 		return err
