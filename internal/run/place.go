@@ -147,24 +147,25 @@ func (p *place) awaitPodman() {
 }
 
 // startedPodman reports whether a process is a podman that a run of this container has
-// started: it has the mainpid file in its environment.
+// started: it has the mainpid file in its environment. The user's pause process may have
+// that, too, and has another name.
 func (p *place) startedPodman(pid int) bool {
 	status, err := proc.ReadStatus(pid)
 	if uid, ok := status.UID(); err != nil || !ok || uid != os.Geteuid() {
 		return false
 	}
-	process, err := proc.Read(pid)
-	executable, _ := proc.ExecutablePath(pid)
-	if err != nil || process.Comm != "podman" && filepath.Base(executable) != "podman" {
-		return false
-	}
+	self, _ := proc.Read(os.Getpid())
 	for range 100 {
 		env, err := proc.Environ(pid, proc.MaxStrings)
 		if err != nil {
 			return false
 		}
+		process, err := proc.Read(pid)
+		if err != nil || process.Ended() || process.Comm != "podman" && process.Comm != self.Comm {
+			return false
+		}
 		if len(env) > 0 {
-			return env.Get(handover.EnvMainPIDFile) == p.path("mainpid")
+			return process.Comm == "podman" && env.Get(handover.EnvMainPIDFile) == p.path("mainpid")
 		}
 		// execve(2) has let go of the lock, and is not done yet.
 		time.Sleep(10 * time.Millisecond)

@@ -228,36 +228,43 @@ func TestLeftPodman(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.lock.Close() // as it is when the process is killed
-	sleep, err := exec.LookPath("sleep")
-	if err != nil {
-		t.Fatal(err)
-	}
-	podman := filepath.Join(t.TempDir(), "podman")
-	if err := os.Symlink(sleep, podman); err != nil {
-		t.Fatal(err)
+	// A shell by the name of a podman.
+	podman, other := filepath.Join(t.TempDir(), "podman"), filepath.Join(t.TempDir(), "other")
+	for _, name := range []string{podman, other} {
+		if err := os.Symlink("/bin/sh", name); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, c := range []struct {
-		program, file, sleep string
-		waits                bool
+		name, program, file, script string
+		waits                       bool
 	}{
-		{podman, file, "1", true},
-		{sleep, file, "100", false},
-		{podman, filepath.Join(top, "b/mainpid"), "100", false},
+		{"its podman", podman, file, "echo; sleep 1; true", true},
+		{"another program", other, file, "echo; sleep 10; true", false},
+		{"the podman of another container", podman, filepath.Join(top, "b/mainpid"), "echo; sleep 10; true", false},
+		{"the pause process", podman, file, "echo podman pause >/proc/$$/comm; echo; sleep 10; true", false},
 	} {
-		cmd := exec.Command(c.program, c.sleep)
-		cmd.Env = []string{handover.EnvMainPIDFile + "=" + c.file}
+		cmd := exec.Command(c.program, "-c", c.script)
+		cmd.Env = []string{handover.EnvMainPIDFile + "=" + c.file, "PATH=/usr/bin:/bin"}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		go cmd.Wait()
 		t.Cleanup(func() { cmd.Process.Kill() })
+		if _, err := out.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		go cmd.Wait()
 		began := time.Now()
 		next, err := takePlace(top, top, "a")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if waited := time.Since(began) > 900*time.Millisecond; waited != c.waits {
-			t.Errorf("%v %s: waited: %v", cmd.Args, c.file, waited)
+			t.Errorf("%s: waited: %v", c.name, waited)
 		}
 		if _, err := next.makeMainPID(); err != nil {
 			t.Fatal(err)
