@@ -174,6 +174,7 @@ test: check fuzz emulated reproducible e2e
 
 # Every case on Debian unstable with podman 6 of experimental.
 unstable: build man
+	$(GO) test -tags e2e -count=1 -v ./test/sandbox -run '^TestMachine$$' -suites=unstable
 	$(GO) test -tags e2e -count=1 -timeout 4h -v -p 1 -parallel 4 ./test/e2e -stacks=unstable
 
 # Much of what some tests do is to wait, for which more than the two run at once.
