@@ -121,7 +121,7 @@ var notRun = map[page]map[string]string{
 		"echo set_counter 1000000 | nc -N -U /run/early-service/early-service.sock": "the machine has no nc; the unit tests ask",
 	},
 	"docs/selinux-apparmor.md": {
-		"make selinux": "what it does is what TestWholeSELinux does",
+		"make selinux": "TestWholeSELinux has the package's script do the same",
 		"semodule --install=/usr/share/selinux/packages/oci_mainpid.cil": "TestWholeSELinux has the package's script do it",
 		"restorecon -R /run/oci-mainpid":                                 "TestWholeSELinux has the package's script do it",
 		"semanage fcontext --add --equal /home /srv/home":                "has a say only where a kernel enforces it",
