@@ -4,8 +4,10 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -186,15 +188,19 @@ func (n unit) stop() {
 // property returns a property of the unit, see systemctl show.
 func (n unit) property(name string) string {
 	n.t.Helper()
-	return n.properties()[name]
+	return n.properties(name)[name]
 }
 
-// properties returns all properties of the unit. Of those that it has several
+// properties returns these properties of the unit, or all. Of those that it has several
 // of, the last counts.
-func (n unit) properties() map[string]string {
+func (n unit) properties(names ...string) map[string]string {
 	n.t.Helper()
+	show := []string{"show", "--"}
+	if len(names) > 0 {
+		show = []string{"show", "--property=" + strings.Join(names, ","), "--"}
+	}
 	all := map[string]string{}
-	for line := range strings.Lines(n.systemctl("show", "--", n.name)) {
+	for line := range strings.Lines(n.systemctl(append(show, n.name)...)) {
 		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
 		all[name] = value
 	}
@@ -241,7 +247,7 @@ func (n unit) assertEnded(state, result, exitStatus string) {
 
 func (n unit) assertProperties(want map[string]string) {
 	n.t.Helper()
-	got := n.properties()
+	got := n.properties(slices.Collect(maps.Keys(want))...)
 	for name, value := range want {
 		if got[name] != value {
 			n.t.Errorf("%s: %s=%s, not %s", n.name, name, got[name], value)

@@ -193,7 +193,7 @@ func (m *Machine) leader() (process, error) {
 		}
 		for _, p := range inits {
 			// Until it has executed systemd, it has no namespaces to enter.
-			if st, err := readStat(p.PID); err == nil && st.comm == "systemd" && p.isInit() {
+			if p.runsSystemd() {
 				return p, nil
 			}
 		}

@@ -1,17 +1,14 @@
 package sandbox
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/proc"
 )
 
 // A process is a process of the host. Its start time tells it apart from a later
@@ -21,57 +18,19 @@ type process struct {
 	Start uint64 `json:"start"` // clock ticks since the host's boot, proc_pid_stat(5)
 }
 
-// stat is what this package reads of proc_pid_stat(5).
-type stat struct {
-	comm  string
-	state byte
-	ppid  int
-	start uint64
-}
-
-// parseStat parses the contents of /proc/PID/stat.
-func parseStat(line string) (stat, error) {
-	open, end := strings.IndexByte(line, '('), strings.LastIndexByte(line, ')')
-	if open < 0 || end < open {
-		return stat{}, fmt.Errorf("no command in %q", line)
-	}
-	// The fields after the command: state is field 3 of the manual page.
-	fields := strings.Fields(line[end+1:])
-	if len(fields) < 20 {
-		return stat{}, fmt.Errorf("too few fields in %q", line)
-	}
-	ppid, err := strconv.Atoi(fields[1])
-	if err != nil {
-		return stat{}, fmt.Errorf("parent: %w", err)
-	}
-	start, err := strconv.ParseUint(fields[19], 10, 64)
-	if err != nil {
-		return stat{}, fmt.Errorf("start time: %w", err)
-	}
-	return stat{comm: line[open+1 : end], state: fields[0][0], ppid: ppid, start: start}, nil
-}
-
-func readStat(pid int) (stat, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return stat{}, err
-	}
-	return parseStat(string(data))
-}
-
 // identify returns the process that has the PID now.
 func identify(pid int) (process, error) {
-	st, err := readStat(pid)
+	p, err := proc.Read(pid)
 	if err != nil {
 		return process{}, fmt.Errorf("identify process %d: %w", pid, err)
 	}
-	return process{PID: pid, Start: st.start}, nil
+	return process{PID: pid, Start: p.Start}, nil
 }
 
 // alive reports whether the process runs; a zombie does not.
 func (p process) alive() bool {
-	st, err := readStat(p.PID)
-	return p.PID > 0 && err == nil && st.start == p.Start && st.state != 'Z' && st.state != 'X'
+	now, err := proc.Read(p.PID)
+	return p.PID > 0 && err == nil && now.Start == p.Start && !now.Ended()
 }
 
 // open returns a pidfd_open(2) descriptor of the process, or ESRCH.
@@ -134,45 +93,29 @@ func (p process) children() ([]process, error) {
 	if !p.alive() {
 		return nil, nil
 	}
-	stats, err := filepath.Glob("/proc/[1-9]*/stat")
-	if err != nil {
-		return nil, err
+	pids, err := proc.Children(p.PID)
+	if errors.Is(err, proc.ErrNoProcess) {
+		return nil, nil
 	}
 	var found []process
-	for _, path := range stats {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has ended since
+	for _, pid := range pids {
+		// One that has ended since has another parent or none.
+		if child, err := proc.Read(pid); err == nil && child.PPID == p.PID {
+			found = append(found, process{PID: pid, Start: child.Start})
 		}
-		st, err := parseStat(string(data))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		if st.ppid != p.PID {
-			continue
-		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, process{PID: pid, Start: st.start})
 	}
-	return found, nil
+	return found, err
 }
 
-// isInit reports whether the process is PID 1 of a PID namespace of its own.
-func (p process) isInit() bool {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
-	if err != nil {
+// runsSystemd reports whether the process is PID 1 of a PID namespace of its own, and
+// has executed systemd.
+func (p process) runsSystemd() bool {
+	now, err := proc.Read(p.PID)
+	if err != nil || now.Comm != "systemd" {
 		return false
 	}
-	for line := range bytes.Lines(data) {
-		if rest, ok := bytes.CutPrefix(line, []byte("NSpid:")); ok {
-			pids := bytes.Fields(rest)
-			return len(pids) > 1 && string(pids[len(pids)-1]) == "1"
-		}
-	}
-	return false
+	status, err := proc.ReadStatus(p.PID)
+	return err == nil && status.Contained() && status.PIDs[len(status.PIDs)-1] == "1"
 }
 
 // pause waits for d. If the context ends first, pause returns its error.

@@ -245,22 +245,6 @@ func TestLog(t *testing.T) {
 	newLog(nil, Trixie).Info("nobody reads this")
 }
 
-func TestParseStat(t *testing.T) {
-	const rest = " S 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 1 2"
-	st, err := parseStat("42 (a) b (c)" + rest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := (stat{comm: "a) b (c", state: 'S', ppid: 7, start: 123456}); st != want {
-		t.Errorf("got %+v, want %+v", st, want)
-	}
-	for _, line := range []string{"", "42", "42 (a)", "42 (a) S 1", ")("} {
-		if _, err := parseStat(line); err == nil {
-			t.Errorf("parseStat(%q) took it", line)
-		}
-	}
-}
-
 func TestProcess(t *testing.T) {
 	cmd := exec.Command("sleep", "60")
 	if err := cmd.Start(); err != nil {
@@ -277,8 +261,8 @@ func TestProcess(t *testing.T) {
 	if children, err := self.children(); err != nil || !slices.Contains(children, p) {
 		t.Errorf("children: %v, %v: %v is not among them", children, err, p)
 	}
-	if p.isInit() {
-		t.Error("sleep is said to be PID 1")
+	if p.runsSystemd() {
+		t.Error("sleep is said to be systemd as PID 1")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
