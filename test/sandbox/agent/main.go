@@ -76,16 +76,20 @@ func serve(path string) error {
 	}
 	p := &port{file: os.NewFile(uintptr(fd), path)}
 	var c *command
+	var rest []byte // of a line whose end is still to come
+	unconnected := 0
 	for {
 		lines := bufio.NewReader(p.file)
 		for {
 			line, err := lines.ReadBytes('\n')
+			rest = append(rest, line...)
 			if err == io.EOF {
 				break
 			}
 			if err != nil {
 				return err
 			}
+			line, rest, unconnected = rest, nil, 0
 			var f Frame
 			if json.Unmarshal(line, &f) != nil {
 				continue // the rest of what a killed process wrote
@@ -98,9 +102,12 @@ func serve(path string) error {
 			}
 		}
 		// Nobody is connected: reading does not wait. Without KVM, to ask more often
-		// takes a fifth of a processor.
-		c.kill()
-		c = nil
+		// takes a fifth of a processor. The kernel says so for a moment, too, when
+		// somebody has connected: that comes by another queue than what he wrote.
+		if unconnected++; unconnected == 10 {
+			c.kill()
+			c = nil
+		}
 		time.Sleep(200 * time.Millisecond)
 	}
 }
