@@ -156,7 +156,7 @@ func (m machine) killed(pattern, when string, args ...string) {
 // or leaves it as it was.
 func TestAdopt(t *testing.T) {
 	onStacks(t, func(m machine) {
-		m.subtest("handed over", func(m machine) {
+		m.share("handed over", func(m machine) {
 			r := m.rootful("adopted1", sleeping, "")
 			data, files := r.data(), r.files()
 			out := m.run(r.adopt("--user="+r.name, "--create-user", "--dry-run", "--format=json")...)

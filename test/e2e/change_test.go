@@ -386,7 +386,7 @@ func TestPodChangedWhileRunning(t *testing.T) {
 			inPod(c, "systemd-"+c.user.name+"-b")
 			ended(c, c.name, c.user.name+"-a-pod", c.user.name+"-b-pod")
 		})
-		m.subtest("the User= of the pod and its container", func(m machine) {
+		m.share("the User= of the pod and its container", func(m machine) {
 			c, other := inPods(m, "Pod=NAME-a.pod\n"), m.user()
 			pod := c.user.name + "-a-pod.service"
 			c.write(path.Join(path.Dir(c.file), c.user.name+"-a.pod"), "[Pod]\n"+stopsSoon(other.name))

@@ -50,7 +50,7 @@ func TestCorpus(t *testing.T) {
 // files of which none, and all, are ours.
 func TestGeneratorIsFast(t *testing.T) {
 	const files = 1000
-	onFreshMachines(t, func(m machine) {
+	onFreshMachinesIn(t, onLast, func(m machine) {
 		if err := install(m.box); err != nil {
 			m.t.Fatal(err)
 		}

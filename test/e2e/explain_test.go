@@ -95,7 +95,7 @@ func TestExplainReasons(t *testing.T) {
 				}
 			})
 		}
-		m.subtest("a dependency", func(m machine) {
+		m.share("a dependency", func(m machine) {
 			u.machine = m
 			n := u.unit(service{mode: "mixed"})
 			n.start()
@@ -113,14 +113,14 @@ func TestExplainReasons(t *testing.T) {
 				m.t.Errorf("%s", out)
 			}
 		})
-		m.subtest("a unit that was stopped", func(m machine) {
+		m.share("a unit that was stopped", func(m machine) {
 			u.machine = m
 			n := u.unit(service{mode: "mixed"})
 			n.start()
 			n.stop()
 			n.said(n.explain(), ": started in", "Now: stopped: systemd was told to stop it at +")
 		})
-		m.subtest("no such unit", func(m machine) {
+		m.share("no such unit", func(m machine) {
 			if r := m.try("oci-mainpid", "explain", "nobody-has-this"); r.status != 1 || !strings.Contains(r.stderr, "nobody-has-this.service: systemd knows no such unit") {
 				m.t.Error(r)
 			}
@@ -131,7 +131,7 @@ func TestExplainReasons(t *testing.T) {
 // TestAttackExplain: as the unit's user, 5,200 messages, an entry of 480 KB and
 // words of systemd's and notify-mainpid's change nothing of what explain says.
 func TestAttackExplain(t *testing.T) {
-	onStacks(t, func(m machine) {
+	onStacksIn(t, onLast, func(m machine) {
 		n := m.user().unitWithoutDropin(service{mode: "mixed", options: "--publish=80:80", more: "ExecStartPre=/bin/sh /run/hostile.sh"})
 		m.write("/run/hostile.sh", fmt.Sprintf(`
 			seq 5200 | logger --tag systemd
@@ -163,7 +163,7 @@ func TestAttackExplain(t *testing.T) {
 // TestAttackDrawing: explain --svg= goes nowhere through a directory that the
 // unit's user can change.
 func TestAttackDrawing(t *testing.T) {
-	onStacks(t, func(m machine) {
+	onStacksIn(t, onFirst, func(m machine) {
 		n := m.user().unit(service{mode: "mixed"})
 		n.start()
 		n.run(n.as("ln", "-s", "/etc", n.home()+"/pictures")...)

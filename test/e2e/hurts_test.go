@@ -88,7 +88,7 @@ func TestUsersPaths(t *testing.T) {
 			"NAME.pod":           "[Pod]\n" + owned,
 			"NAME-two.container": "[Container]\nImage=" + imageName + "\nVolume=%h/data:/data\nNetwork=NAME-front\nEnvironment=UID=%U\nExec=" + sleeping + "\n" + owned,
 		})
-		m.subtest("home and network", func(m machine) {
+		m.share("home and network", func(m machine) {
 			n := u.in(m).quadletUnit("NAME-two.service", "systemd-NAME-two")
 			out := m.try("oci-mainpid", "generate", "--dry-run", path.Join(quadletDir, u.name, u.name+"-two.container"))
 			_, line, ok := strings.Cut(out.stderr, "type once: ")
@@ -105,7 +105,7 @@ func TestUsersPaths(t *testing.T) {
 			}
 			n.stop()
 		})
-		m.subtest("a pod's pid file", func(m machine) {
+		m.share("a pod's pid file", func(m machine) {
 			n := u.in(m).quadletUnit("NAME-pod.service", "systemd-NAME-infra")
 			n.start()
 			n.assertMainPIDIsConmon()
@@ -129,7 +129,7 @@ func TestByHand(t *testing.T) {
 			m.systemctl("daemon-reload")
 			return n
 		}
-		m.subtest("podman play kube without a service container", func(m machine) {
+		m.share("podman play kube without a service container", func(m machine) {
 			u := m.user().in(m)
 			m.write("/etc/"+u.name+".yaml", strings.ReplaceAll(kube, "NAME", u.name))
 			n := generate(m, u, "[Service]\nType=notify\nNotifyAccess=all\nTimeoutStartSec=5min\nExecStart=podman play kube --replace /etc/NAME.yaml\nExecStop=podman play kube --down /etc/NAME.yaml\n")
@@ -139,7 +139,7 @@ func TestByHand(t *testing.T) {
 			n.stop()
 			n.assertGone()
 		})
-		m.subtest("a job", func(m machine) {
+		m.share("a job", func(m machine) {
 			u := m.user().in(m)
 			n := generate(m, u, "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=podman run --rm --cgroups=split "+imageName+" echo done by the job\nExecStartPost=sh -c 'echo as $(id -un) with $XDG_RUNTIME_DIR'\n")
 			n.start()
@@ -152,7 +152,7 @@ func TestByHand(t *testing.T) {
 			n.stop()
 			n.assertGone()
 		})
-		m.subtest("podman generate systemd's pid file", func(m machine) {
+		m.share("podman generate systemd's pid file", func(m machine) {
 			u := m.user().in(m)
 			n := generate(m, u, "[Service]\nType=forking\nPIDFile=%t/NAME.pid\nExecStartPre=/bin/rm -f %t/NAME.pid %t/NAME.ctr-id\nExecStart=podman run --conmon-pidfile %t/NAME.pid --cidfile %t/NAME.ctr-id -d --name NAME "+imageName+" "+sleeping+"\nExecStop=podman stop --ignore --cidfile %t/NAME.ctr-id\nExecStopPost=podman rm -f --ignore --cidfile %t/NAME.ctr-id\n")
 			n.container = u.name
@@ -171,7 +171,7 @@ func TestByHand(t *testing.T) {
 // by MAINPID in a file of EnvironmentFile= and a PID that no process has, does not have
 // the unit counted as started while the container runs.
 func TestForgedEnd(t *testing.T) {
-	onStacks(t, func(m machine) {
+	onStacksIn(t, onLast, func(m machine) {
 		u := m.user()
 		u.useHooks() // none, so that nobody else writes
 		u.writeHome("forged", "MAINPID=4194000\n")
@@ -224,7 +224,7 @@ func TestOneRound(t *testing.T) {
 // TestGenerateRemove: what generate wrote for a unit goes with it, and the user's manager
 // with the last unit of the user.
 func TestGenerateRemove(t *testing.T) {
-	onStacks(t, func(m machine) {
+	onStacksIn(t, onLast, func(m machine) {
 		u := m.user()
 		manager := "user@" + u.uid + ".service"
 		one, two := u.unit(service{mode: "mixed", container: "one"}), u.unit(service{mode: "user", container: "two"})

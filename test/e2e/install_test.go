@@ -11,7 +11,7 @@ import (
 func TestUninstall(t *testing.T) {
 	t.Parallel()
 	const list = `find / -xdev \( -path /tmp -o -path /var/log -o -path /var/lib/systemd -o -path /var/cache \) -prune -o -printf '%y %p\n' | sort`
-	onFreshMachines(t, func(m machine) {
+	onFreshMachinesIn(t, onFirst, func(m machine) {
 		// Every system has these, but for machines that are built without pages.
 		m.run("mkdir", "-p", "/usr/share/man/man1", "/usr/share/man/man5", "/usr/share/man/man7", "/usr/share/man/man8")
 		before := m.shell(list)

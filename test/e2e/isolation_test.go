@@ -39,7 +39,7 @@ func TestContainerGetsNothing(t *testing.T) {
 				})
 			}
 		}
-		m.subtest("a file of the user's", func(m machine) {
+		m.share("a file of the user's", func(m machine) {
 			n := m.user().unit(service{mode: "mixed", template: true}).instance("a")
 			n.start()
 			check(n)
@@ -57,14 +57,14 @@ func TestOthersContainers(t *testing.T) {
 		files := n.files()
 		byHand := []string{"podman", "run", "--detach", "--rm", "--name=byhand", imageName, "sh", "-c", `trap "exit 0" TERM; sleep 1000 & wait`}
 
-		m.subtest("by hand by the same user", func(m machine) {
+		m.share("by hand by the same user", func(m machine) {
 			m.must(n.in(m).login(byHand...))
 			conmon := n.in(m).inspect("byhand", ".State.ConmonPid")
 			if got := m.cgroup(conmon); strings.Contains(got, n.name) {
 				m.t.Errorf("its conmon is in %s", got)
 			}
 		})
-		m.subtest("by hand by root", func(m machine) {
+		m.share("by hand by root", func(m machine) {
 			m.run("podman", "import", "--quiet", sandbox.BusyboxTar, imageName)
 			m.t.Cleanup(func() { m.try("podman", "rm", "--force", "--ignore", "--time=0", "byhand") })
 			m.run(byHand...)
@@ -72,7 +72,7 @@ func TestOthersContainers(t *testing.T) {
 				m.t.Errorf("executes %s", got)
 			}
 		})
-		m.subtest("the hook is silent", func(m machine) {
+		m.share("the hook is silent", func(m machine) {
 			for _, runtime := range []string{"crun", "runc"} {
 				run := []string{"podman", "--runtime=" + runtime, "run", "--rm", imageName, "true"}
 				if r := n.in(m).login(run...); r.status != 0 || r.stdout != "" || r.stderr != "" {

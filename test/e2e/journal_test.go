@@ -262,14 +262,14 @@ func TestVerbose(t *testing.T) {
 				}
 			})
 		}
-		m.subtest("not asked for", func(m machine) {
+		m.share("not asked for", func(m machine) {
 			n := m.user().unit(service{mode: "mixed"})
 			n.start()
 			if all := n.journalEntries("UNIT="+n.name, "PRIORITY=7", "_TRANSPORT=journal", "SYSLOG_IDENTIFIER="+message.NotifyMainPID, "SYSLOG_IDENTIFIER="+message.Hook); len(all) != 0 {
 				m.t.Errorf("%v", all)
 			}
 		})
-		m.subtest("oci-mainpid generate --verbose", func(m machine) {
+		m.share("oci-mainpid generate --verbose", func(m machine) {
 			u := m.userWithoutImage()
 			n := u.unitWithoutDropin(service{mode: "mixed"})
 			args := []string{"oci-mainpid", "generate", "--dry-run", "--user=" + u.name, path.Join(unitDir, n.name)}
@@ -278,7 +278,7 @@ func TestVerbose(t *testing.T) {
 				m.t.Errorf("%v\n%v", quiet, verbose)
 			}
 		})
-		m.subtest("the generator at log level debug", func(m machine) {
+		m.share("the generator at log level debug", func(m machine) {
 			u := m.userWithoutImage()
 			u.quadlets(map[string]string{"NAME.container": "[Container]\nImage=" + imageName + "\n[Service]\nUser=" + u.name + "\n"})
 			const generator = "/usr/lib/systemd/system-generators/oci-mainpid-generator"

@@ -86,7 +86,7 @@ const stopDelay = 10 * time.Second
 
 // TestLogout: a unit whose user comes and goes stays.
 func TestLogout(t *testing.T) {
-	onStacks(t, func(m machine) {
+	onStacksIn(t, onFirst, func(m machine) {
 		mixed, user := m.user().unit(service{mode: "mixed"}), m.user().unit(service{mode: "user"})
 		for _, n := range []unit{mixed, user} {
 			n.start()
@@ -104,7 +104,7 @@ func TestLogout(t *testing.T) {
 // fill /run.
 func TestFiles(t *testing.T) {
 	onStacks(t, func(m machine) {
-		m.subtest("a unit whose own ExecStopPost= fails", func(m machine) {
+		m.share("a unit whose own ExecStopPost= fails", func(m machine) {
 			n := m.user().unit(service{mode: "mixed", more: "ExecStopPost=/bin/false"})
 			n.start()
 			n.assertMainPIDIsConmon()
@@ -112,7 +112,7 @@ func TestFiles(t *testing.T) {
 			n.assertEnded("failed", "exit-code", "0")
 			n.assertGone()
 		})
-		m.subtest("on a file system of their own", func(m machine) {
+		m.share("on a file system of their own", func(m machine) {
 			n := m.user().unit(service{mode: "mixed"})
 			n.start()
 			if got, want := m.run("findmnt", "--noheadings", "--output=FSTYPE,OPTIONS", "/run/oci-mainpid"), "tmpfs rw,nosuid,nodev,noexec,relatime,size=32768k,nr_inodes=16384,mode=711"; got != want {
@@ -123,7 +123,7 @@ func TestFiles(t *testing.T) {
 				m.t.Errorf("%s is %q, want %q", users, got, want)
 			}
 		})
-		m.subtest("in /run where that is masked", func(m machine) {
+		m.share("in /run where that is masked", func(m machine) {
 			const mount = `run-oci\x2dmainpid.mount`
 			m.systemctl("mask", "--runtime", mount)
 			m.t.Cleanup(func() { m.systemctl("unmask", "--runtime", mount) })

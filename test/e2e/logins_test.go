@@ -55,7 +55,7 @@ func TestLogins(t *testing.T) {
 		t.Fatalf("the page has %q, the test %q", has, want)
 	}
 
-	onStacks(t, func(m machine) {
+	onStacksIn(t, onLast, func(m machine) {
 		type login struct {
 			user
 			typed   []string

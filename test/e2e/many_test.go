@@ -43,7 +43,7 @@ var manyMutex sync.Mutex
 // the first podman of a user makes the pause process, is done before, for all. A
 // third set has commands that do nothing.
 func TestManyAtOnce(t *testing.T) {
-	onFreshMachines(t, func(m machine) {
+	onFreshMachinesIn(t, onFirst, func(m machine) {
 		if err := install(m.box); err != nil {
 			m.t.Fatal(err)
 		}

@@ -53,7 +53,7 @@ func TestNeeds(t *testing.T) {
 		before := m.shell(`find "$1" -newer /etc/$2.env -printf '%p %T@\n' 2>/dev/null | sort`, u.home(), u.name)
 		expand := func(text string) string { return strings.ReplaceAll(text, "NAME", u.name) }
 		for _, c := range cases {
-			m.subtest(c.name, func(m machine) {
+			m.share(c.name, func(m machine) {
 				n := u.in(m).quadletUnit("NAME-"+c.name+".service", "")
 				p := n.point(c.what)
 				if p.Level == "ok" || !strings.Contains(p.Found, expand(c.found)) || !strings.Contains(p.Fix, expand(c.fix)) {
@@ -61,7 +61,7 @@ func TestNeeds(t *testing.T) {
 				}
 			})
 		}
-		m.subtest("nothing is changed", func(m machine) {
+		m.share("nothing is changed", func(m machine) {
 			if after := m.shell(`find "$1" -newer /etc/$2.env -printf '%p %T@\n' 2>/dev/null | sort`, u.home(), u.name); after != before {
 				m.t.Errorf("in the home: %s, not %s", after, before)
 			}
@@ -69,7 +69,7 @@ func TestNeeds(t *testing.T) {
 				m.t.Errorf("the user's manager is %s", got)
 			}
 		})
-		m.subtest("twenty units", func(m machine) {
+		m.share("twenty units", func(m machine) {
 			var names []string
 			for name := range files {
 				names = append(names, strings.TrimSuffix(expand(name), ".container"))
@@ -89,7 +89,7 @@ func TestNeeds(t *testing.T) {
 				m.t.Errorf("%d units: %.2f s of a processor", len(names), least)
 			}
 		})
-		m.subtest("what it says to type helps", func(m machine) {
+		m.share("what it says to type helps", func(m machine) {
 			u := u.in(m)
 			m.write("/etc/"+u.name+".key", "of the secret")
 			for _, name := range []string{"secret", "network"} {

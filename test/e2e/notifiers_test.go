@@ -89,7 +89,7 @@ func TestNotifiers(t *testing.T) {
 			return string(group), err
 		}
 
-		m.subtest("a short-lived notifier without the barrier is gone", func(m machine) {
+		m.share("a short-lived notifier without the barrier is gone", func(m machine) {
 			ended := notify(m, "systemd-notify", "--no-block", "--ready", "--status=brief")
 			if err := <-ended; err != nil {
 				m.t.Fatal(err)
@@ -100,7 +100,7 @@ func TestNotifiers(t *testing.T) {
 				m.t.Errorf("the sender is still there, in %q, %v", group, err)
 			}
 		})
-		m.subtest("a short-lived notifier with the barrier is there", func(m machine) {
+		m.share("a short-lived notifier with the barrier is there", func(m machine) {
 			ended := notify(m, "systemd-notify", "--ready", "--status=brief")
 			n := receive(m)
 			time.Sleep(300 * time.Millisecond) // a manager that has much to do
@@ -118,7 +118,7 @@ func TestNotifiers(t *testing.T) {
 				m.t.Error(err)
 			}
 		})
-		m.subtest("what systemd-notify can say", func(m machine) {
+		m.share("what systemd-notify can say", func(m machine) {
 			for _, c := range []struct {
 				args []string
 				want sdnotify.Message
@@ -148,7 +148,7 @@ func TestNotifiers(t *testing.T) {
 				m.t.Error(err)
 			}
 		})
-		m.subtest("descriptors of systemd-notify", func(m machine) {
+		m.share("descriptors of systemd-notify", func(m machine) {
 			const script = `echo kept >/tmp/$$; exec 3</tmp/$$; rm /tmp/$$; exec systemd-notify --fd=3 --fdname=file FDSTORE=1`
 			for files, want := range map[int]string{0: "", 1: "kept\n"} {
 				server.Files = files
@@ -173,7 +173,7 @@ func TestNotifiers(t *testing.T) {
 			}
 			server.Files = 0
 		})
-		m.subtest("systemd-notify --fork hears the client", func(m machine) {
+		m.share("systemd-notify --fork hears the client", func(m machine) {
 			if help := m.run("systemd-notify", "--help"); !strings.Contains(help, "--fork") {
 				// systemd 257 has none.
 				if r := m.try("systemd-notify", "--fork", "--", "true"); r.status == 0 {

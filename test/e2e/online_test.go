@@ -3,7 +3,11 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"sync"
 	"time"
 
 	"oci-mainpid-hook/test/sandbox"
@@ -35,21 +39,60 @@ func (m machine) debian(packages ...string) {
 // library/busybox. Who runs podman pulls them as from docker.io.
 func (m machine) dockerHub() {
 	m.t.Helper()
-	m.debian("docker-registry", "caddy")
-	m.shell(`
-		systemctl disable --quiet --now caddy
+	hubs.Lock()
+	made := hubs.of[m.box.Suite]
+	if made == nil {
+		made = sync.OnceValues(func() ([]byte, error) { return makeHub(m.box.Suite) })
+		hubs.of[m.box.Suite] = made
+	}
+	hubs.Unlock()
+	hub, err := made()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.must(m.feed(string(hub), "sh", "-ec", `
+		tar -x -C /
+		systemctl enable --quiet --now docker-hub
+		until curl -s http://localhost:5000/v2/; do sleep 0.1; done`))
+}
+
+// hubs are archives of the files of a mirror, each made once.
+var hubs = struct {
+	sync.Mutex
+	of map[sandbox.Suite]func() ([]byte, error)
+}{of: map[sandbox.Suite]func() ([]byte, error){}}
+
+func makeHub(suite sandbox.Suite) (archive []byte, err error) {
+	ctx, cancel := context.WithTimeout(interrupted, onlineTimeout)
+	defer cancel()
+	box, err := sandbox.Boot(ctx, sandbox.Config{Suite: suite})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, box.PowerOff(context.Background())) }()
+	if err := box.Install(ctx, "docker-registry", "caddy"); err != nil {
+		return nil, err
+	}
+	const script = `
+		exec 3>&1 >&2
 		cat >/etc/docker/registry/config.yml <<-END
 			version: 0.1
 			storage: {filesystem: {rootdirectory: /var/lib/docker-registry}}
 			http: {addr: "127.0.0.1:5000"}
 		END
-		systemctl restart docker-registry
+		cat >/etc/systemd/system/docker-hub.service <<-END
+			[Service]
+			ExecStart=/usr/bin/docker-registry serve /etc/docker/registry/config.yml
+			[Install]
+			WantedBy=multi-user.target
+		END
 		cat >/etc/containers/registries.conf.d/50-docker-hub.conf <<-END
 			[[registry]]
 			prefix = "docker.io"
 			location = "localhost:5000"
 			insecure = true
 		END
+		systemctl restart docker-registry
 		# Nobody's own store has the images beforehand.
 		hub=/var/tmp/docker-hub
 		podman() { command podman --root $hub/storage --runroot /run/docker-hub "$@"; }
@@ -65,7 +108,15 @@ func (m machine) dockerHub() {
 		for image in library/caddy library/busybox; do
 			podman push --quiet --tls-verify=false docker.io/$image localhost:5000/$image
 		done
-		rm -rf $hub /run/docker-hub`, sandbox.BusyboxTar)
+		tar -c -C / usr/bin/docker-registry etc/docker/registry/config.yml etc/systemd/system/docker-hub.service \
+			etc/containers/registries.conf.d/50-docker-hub.conf var/lib/docker-registry >&3`
+	var stderr bytes.Buffer
+	cmd := box.Command(ctx, "sh", "-ec", script, "sh", sandbox.BusyboxTar)
+	cmd.Stderr = &stderr
+	if archive, err = cmd.Output(); err != nil {
+		return nil, fmt.Errorf("make a mirror of docker.io: %w\n%s", err, &stderr)
+	}
+	return archive, nil
 }
 
 // nginx puts library/nginx into the mirror of docker.io, with Debian's nginx.

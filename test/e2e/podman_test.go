@@ -16,13 +16,13 @@ func TestPodman(t *testing.T) {
 		n := u.quadletUnit("NAME.service", "systemd-NAME")
 		podman := func(args ...string) []string { return append([]string{"oci-mainpid", "podman"}, args...) }
 
-		m.subtest("before the user's manager runs", func(m machine) {
+		m.share("before the user's manager runs", func(m machine) {
 			if got := m.run(podman("--user="+u.name, "images", "--format={{.Repository}}")...); got != imageName {
 				m.t.Errorf("images: %q", got)
 			}
 		})
 		n.start()
-		m.subtest("arguments", func(m machine) {
+		m.share("arguments", func(m machine) {
 			args := []string{"a b", "$HOME", "${USER}", "$$", "%n", `"`, `'`, `\`, "", "é"}
 			got := m.run(podman(append([]string{n.name, "exec", n.container, "printf", "<%s>"}, args...)...)...)
 			if want := "<" + strings.Join(args, "><") + ">"; got != want {
@@ -32,7 +32,7 @@ func TestPodman(t *testing.T) {
 				m.t.Errorf("behind --: %q", got)
 			}
 		})
-		m.subtest("exit status", func(m machine) {
+		m.share("exit status", func(m machine) {
 			if r := m.try(podman(n.name, "exec", n.container, "sh", "-c", "echo out; echo err >&2; exit 7")...); r.status != 7 || r.stdout != "out" || r.stderr != "err" {
 				m.t.Error(r)
 			}
@@ -40,16 +40,16 @@ func TestPodman(t *testing.T) {
 				m.t.Error(r)
 			}
 		})
-		m.subtest("pipes", func(m machine) {
+		m.share("pipes", func(m machine) {
 			m.shell(`
 				head -c 3000000 /dev/urandom >/var/tmp/in
 				oci-mainpid podman "$1" exec -i "$2" cat </var/tmp/in | cat >/var/tmp/out
 				cmp /var/tmp/in /var/tmp/out`, n.name, n.container)
 		})
-		m.subtest("a directory that the user may not enter", func(m machine) {
+		m.share("a directory that the user may not enter", func(m machine) {
 			m.shell(`mkdir -p -m 700 /root/closed; cd /root/closed; oci-mainpid podman "$1" ps`, n.name)
 		})
-		m.subtest("a signal", func(m machine) {
+		m.share("a signal", func(m machine) {
 			// podman wait does not end by itself.
 			m.shell(`
 				oci-mainpid podman "$1" wait "$2" & p=$!
@@ -59,7 +59,7 @@ func TestPodman(t *testing.T) {
 				[ $status != 0 ] || exit 1
 				! pgrep -U "$3" -f 'podman wait '`, n.name, n.container, u.uid)
 		})
-		m.subtest("a terminal", func(m machine) {
+		m.share("a terminal", func(m machine) {
 			typed := fmt.Sprintf(`stty rows 33 cols 77; oci-mainpid podman %s exec -it %s sh -c 'test -t 0 && test -t 1 && for i in 1 2 3 4 5; do stty size >/tmp/size && break; sleep 0.2; done; exit 5'`, n.name, n.container)
 			if r := m.try("systemd-run", "--pty", "--quiet", "--wait", "--collect", "sh", "-c", typed); r.status != 5 {
 				m.t.Error(r)
@@ -68,7 +68,7 @@ func TestPodman(t *testing.T) {
 				m.t.Errorf("the terminal has %q rows and columns", got)
 			}
 		})
-		m.subtest("never root's terminal", func(m machine) {
+		m.share("never root's terminal", func(m machine) {
 			for _, redirect := range []string{"</dev/null", ">/var/tmp/out", "2>/var/tmp/err", "| cat", "2>&1 >/var/tmp/out", ""} {
 				typed := fmt.Sprintf(`tty >/var/tmp/tty; oci-mainpid podman %s unshare sh -c 'for i in 0 1 2; do readlink /proc/self/fd/$i; done >%s/seen' %s`, n.name, u.home(), redirect)
 				r := m.try("systemd-run", "--pty", "--quiet", "--wait", "--collect", "sh", "-c", typed)
@@ -78,14 +78,14 @@ func TestPodman(t *testing.T) {
 				}
 			}
 		})
-		m.subtest("what it starts goes on", func(m machine) {
+		m.share("what it starts goes on", func(m machine) {
 			m.run(podman(n.name, "run", "--detach", "--name=extra", imageName, "sleep", "1000")...)
 			if got := m.run(podman(n.name, "ps", "--filter=name=extra", "--format={{.State}}")...); got != "running" {
 				m.t.Errorf("the container is %q", got)
 			}
 			m.run(podman(n.name, "rm", "--force", "--time=0", "extra")...)
 		})
-		m.subtest("completion", func(m machine) {
+		m.share("completion", func(m machine) {
 			if got := m.run("oci-mainpid", "__complete", "podman", n.name, "stop", ""); !strings.Contains(got, n.container) {
 				m.t.Errorf("completes %q", got)
 			}
@@ -93,7 +93,7 @@ func TestPodman(t *testing.T) {
 				m.t.Errorf("completes %q", got)
 			}
 		})
-		m.subtest("errors", func(m machine) {
+		m.share("errors", func(m machine) {
 			m.write("/etc/systemd/system/"+u.name+"-root.service", "[Service]\nExecStart=true\n")
 			m.systemctl("daemon-reload")
 			for _, c := range []struct {

@@ -374,7 +374,7 @@ func (m machine) assertAnswers(url, socket string, args ...string) {
 func TestQuadletSockets(t *testing.T) {
 	onStacks(t, func(m machine) {
 		for _, mode := range []string{"mixed", "service", "user"} {
-			m.subtest("two sockets, Cgroup "+mode, func(m machine) {
+			m.share("two sockets, Cgroup "+mode, func(m machine) {
 				u := m.user()
 				notify := "Notify=yes\n"
 				if mode == "user" {
@@ -414,7 +414,7 @@ func TestQuadletSockets(t *testing.T) {
 // TestQuadletDependencies: it is a system unit like any other.
 func TestQuadletDependencies(t *testing.T) {
 	onStacks(t, func(m machine) {
-		m.subtest("requires a mount and another system service", func(m machine) {
+		m.share("requires a mount and another system service", func(m machine) {
 			u := m.user()
 			mount, other := "mnt-"+u.name+".mount", u.name+"-other.service"
 			u.write(path.Join(unitDir, mount), "[Mount]\nWhat=tmpfs\nWhere=/mnt/"+u.name+"\nType=tmpfs\n")
@@ -438,7 +438,7 @@ func TestQuadletDependencies(t *testing.T) {
 			n.awaitState("inactive")
 			n.assertGone()
 		})
-		m.subtest("Restart always, conmon killed", func(m machine) {
+		m.share("Restart always, conmon killed", func(m machine) {
 			u := m.user()
 			u.quadlets(map[string]string{"NAME.container": sleeper + owned + "Restart=always\n"})
 			n := u.quadletUnit("NAME.service", "NAME")

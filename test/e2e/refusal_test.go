@@ -29,7 +29,7 @@ func TestNoHook(t *testing.T) {
 		mixed, user := m.user().unit(service{mode: "mixed"}), m.user().unit(service{mode: "user"})
 		m.systemctl("start", "--no-block", mixed.name)
 
-		m.subtest("Cgroup user: as soon as podman ends", func(m machine) {
+		m.share("Cgroup user: as soon as podman ends", func(m machine) {
 			n := user.in(m)
 			n.startFails()
 			n.helperSaid("3", "has ended.*"+advice)
@@ -37,7 +37,7 @@ func TestNoHook(t *testing.T) {
 				m.t.Errorf("took %v", took)
 			}
 		})
-		m.subtest("Cgroup mixed: half a second after podman has ended", func(m machine) {
+		m.share("Cgroup mixed: half a second after podman has ended", func(m machine) {
 			n := mixed.in(m)
 			n.awaitFailed(60 * time.Second)
 			n.assertGone()

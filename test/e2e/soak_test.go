@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	soakSteps = flag.Int("soak", 24, "how many `STEPS` TestSoak does on each stack")
+	soakSteps = flag.Int("soak", 12, "how many `STEPS` TestSoak does on each stack")
 	soakSeed  = flag.Uint64("soak-seed", 1, "the `SEED` that draws them; make soak has another one each time")
 	soakFrom  = flag.Int("soak-from", 1, "the first `STEP` that is done")
 	soakGoOn  = flag.Bool("soak-go-on", false, "put right what is wrong after a step, and go on")

@@ -89,7 +89,7 @@ func TestStatus(t *testing.T) {
 
 // TestStatusSeesAnotherMainProcess: root can tell systemd any main PID.
 func TestStatusSeesAnotherMainProcess(t *testing.T) {
-	onStacks(t, func(m machine) {
+	onStacksIn(t, onLast, func(m machine) {
 		n := m.user().unit(service{mode: "mixed"})
 		n.dropin(60, "[Service]\nExecStartPost=+/bin/sh -c 'sleep 1000 & systemd-notify MAINPID=$$!; sleep 0.2'\n")
 		n.systemctl("daemon-reload")
@@ -106,7 +106,7 @@ func TestStatusSeesAnotherMainProcess(t *testing.T) {
 
 // TestStatusWatch: every change is shown, and SIGINT is a good end.
 func TestStatusWatch(t *testing.T) {
-	onStacks(t, func(m machine) {
+	onStacksIn(t, onFirst, func(m machine) {
 		n := m.user().unit(service{mode: "mixed"})
 		out := m.shell(`
 			oci-mainpid status --watch --format=json "$1" >/run/watch.out & watch=$!
@@ -314,7 +314,7 @@ func TestExplain(t *testing.T) {
 				}
 			})
 		}
-		m.subtest("the hook says nothing", func(m machine) {
+		m.share("the hook says nothing", func(m machine) {
 			n := m.user().unit(service{mode: "user"})
 			// The hook leaves the container alone.
 			n.editDropin(`(?m)^Environment="?OCI_MAINPID_FILE=.*\n`, "")
@@ -329,7 +329,7 @@ func TestExplain(t *testing.T) {
 				m.t.Errorf("%+v", s)
 			}
 		})
-		m.subtest("a link for the drawing", func(m machine) {
+		m.share("a link for the drawing", func(m machine) {
 			n := m.user().unit(service{mode: "mixed"})
 			n.start()
 			if err := unix.Symlink("/etc/issue", filepath.Join(m.box.Root(), "srv/drawing-"+n.name)); err != nil {

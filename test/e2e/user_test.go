@@ -60,7 +60,7 @@ func TestUserAdd(t *testing.T) {
 		}
 		const all = "user, home, subordinate IDs"
 
-		m.subtest("a unit survives a logout", func(m machine) {
+		m.subtestIn(onLast, "a unit survives a logout", func(m machine) {
 			added(m, "added1", all)
 			before := m.run("sh", "-c", "cat /etc/passwd /etc/subuid /etc/subgid")
 			added(m, "added1", "")
