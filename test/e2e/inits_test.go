@@ -94,7 +94,7 @@ var initSystems = []initSystem{
 		exited: "grep -q '^7$' /run/upstart.statuses",
 	},
 	{
-		heading: "Finit", restarts: true, restartsAll: true,
+		heading: "Finit", waits: true, restarts: true, restartsAll: true,
 		boot: bootFinit,
 		pid:  "initctl --json status web | sed -n 's/.*\"pid\": *\\([0-9]*\\).*/\\1/p'",
 	},

@@ -82,12 +82,17 @@ func (m machine) reloads(how string) {
 	swap := how == "swap"
 	for _, c := range []struct {
 		mode, runtime, notify string
+		rare                  string // the word with which it is rare
 	}{
-		{"mixed", "crun", "conmon"}, {"mixed", "runc", "container"}, {"mixed", "crun", "healthy"},
-		{"service", "crun", "container"}, {"service", "runc", "conmon"},
-		{"user", "crun", "conmon"}, {"user", "runc", "conmon"},
+		{"mixed", "crun", "conmon", ""}, {"mixed", "runc", "container", ""}, {"mixed", "crun", "healthy", "swap"},
+		{"service", "crun", "container", ""}, {"service", "runc", "conmon", "beside"},
+		{"user", "crun", "conmon", "swap"}, {"user", "runc", "conmon", "beside"},
 	} {
-		m.share(fmt.Sprintf("Cgroup=%s, %s, %s", c.mode, c.runtime, c.notify), func(m machine) {
+		deal := m.share
+		if c.rare == how {
+			deal = m.rare
+		}
+		deal(fmt.Sprintf("Cgroup=%s, %s, %s", c.mode, c.runtime, c.notify), func(m machine) {
 			u := m.user()
 			port := "1" + u.uid[len(u.uid)-4:]
 			text := map[string]string{"conmon": sleeper, "container": listener + "Exec=" + guestPath + " :80\nNotify=yes\n", "healthy": sleeper + "HealthCmd=true\nHealthInterval=1s\nNotify=healthy\n"}[c.notify]
