@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 )
 
 // A whole machine has a kernel of its own, Debian's, with all controllers and an
@@ -281,8 +282,14 @@ func (m *Machine) startWhole(image, kernel string) error {
 	if err := errors.Join(removeTree(m.Disk), os.MkdirAll(m.Disk, 0o700)); err != nil {
 		return fmt.Errorf("make the disk: %w", err)
 	}
+	// Without KVM, the newest processor is the slowest: a machine that is ready after 54 s
+	// as a Nehalem is ready after 75 s with AVX and page tables of five levels.
+	cpu := "Nehalem"
+	if unix.Access("/dev/kvm", unix.R_OK|unix.W_OK) == nil {
+		cpu = "max"
+	}
 	args := []string{
-		"-accel", "kvm", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048",
+		"-accel", "kvm", "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", "2048",
 		"-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
 		"-kernel", filepath.Join(image, "kernel"), "-initrd", filepath.Join(image, "initrd"),
 		"-append", "root=LABEL=root rw console=ttyS0 quiet mitigations=off systemd.getty_auto=no rd.shell=0 rd.emergency=poweroff systemd.hostname=" + m.Name + " " + kernel,
