@@ -169,26 +169,27 @@ var appendTable = regexp.MustCompile(`\{\s*append\s*=\s*(true|false)\s*\}`)
 //
 // A key, or the name of a table, is on one line, which does not begin with #. The
 // names of inline tables around it are on as many lines as there are such tables.
-func cost(text string) (int, error) {
+func cost(text string) (int64, error) {
 	tables := strings.Count(text, "{") - len(appendTable.FindAllStringIndex(text, -1))
 	if n := tables + strings.Count(text, "["); n > maxNested { // it calls itself for each
 		return 0, fmt.Errorf("has %d brackets, more than %d", n, maxNested)
 	}
-	longest, longestName, parts, sum := 0, 0, 0, 0
+	// More than an int of 32 bits holds.
+	var longest, longestName, parts, sum int64
 	for line := range strings.Lines(text) {
 		line = strings.TrimLeft(line, " \t")
 		if strings.HasPrefix(line, "#") {
 			continue
 		}
-		n := strings.Count(line, "=") + strings.Count(line, ".") + strings.Count(line, "[")
+		n, length := int64(strings.Count(line, "=")+strings.Count(line, ".")+strings.Count(line, "[")), int64(len(line))
 		parts += n
-		sum += n * len(line)
-		longest = max(longest, len(line))
+		sum += n * length
+		longest = max(longest, length)
 		if strings.HasPrefix(line, "[") {
-			longestName = max(longestName, len(line))
+			longestName = max(longestName, length)
 		}
 	}
-	if sum += parts * (longestName + tables*longest); sum > maxCost {
+	if sum += parts * (longestName + int64(tables)*longest); sum > maxCost {
 		return sum, errors.New("has too many keys in too many or too long tables")
 	}
 	return sum, nil
@@ -275,8 +276,9 @@ type merger struct {
 	settings Settings
 	problems []error
 	// What the files that follow may have together.
-	bytes, cost int
-	stopped     bool
+	bytes   int
+	cost    int64
+	stopped bool
 }
 
 // dropins merges the drop-ins of the places, sorted by name. Of several with a name the

@@ -1,6 +1,7 @@
 package story
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func Read(ctx context.Context, name string, unit *manager.Unit) (Story, error) {
 	if err := ctx.Err(); errors.Is(err, context.Canceled) {
 		return Story{}, err
 	}
-	slices.SortStableFunc(r.entries, func(a, b journal.Entry) int { return int(a.Monotonic - b.Monotonic) })
+	slices.SortStableFunc(r.entries, func(a, b journal.Entry) int { return cmp.Compare(a.Monotonic, b.Monotonic) })
 	s := Tell(name, unit, r.entries)
 	s.Missing = r.missing
 	return s, nil

@@ -1,6 +1,7 @@
 package story
 
 import (
+	"cmp"
 	"regexp"
 	"slices"
 	"strconv"
@@ -61,7 +62,7 @@ func (t *teller) tell(entries []journal.Entry) {
 }
 
 func (t *teller) sort() {
-	slices.SortStableFunc(t.Events, func(a, b Event) int { return int(a.At - b.At) })
+	slices.SortStableFunc(t.Events, func(a, b Event) int { return cmp.Compare(a.At, b.At) })
 }
 
 // manager adds the event of a message of PID 1's.
@@ -216,5 +217,5 @@ func (t *teller) end() {
 	// If systemd logged it, it need not be derived from systemd's state.
 	said := slices.ContainsFunc(t.Events, func(e Event) bool { return e.Verdict == Took && !e.Derived })
 	t.Events = slices.DeleteFunc(t.Events, func(e Event) bool { return said && e.Verdict == Took && e.Derived })
-	slices.SortStableFunc(t.Steps, func(a, b Step) int { return int(a.From - b.From) })
+	slices.SortStableFunc(t.Steps, func(a, b Step) int { return cmp.Compare(a.From, b.From) })
 }
