@@ -144,7 +144,7 @@ func TestCopyDescriptor(t *testing.T) {
 // TestStderr is a hook that crun runs: its parent's standard error is read,
 // its own is not.
 func TestStderr(t *testing.T) {
-	conmontest.NotEmulated(t)
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	if os.Getenv("CONMONBRIDGE_STDERR") != "" {
 		Stderr().WriteString("read me\n")
 		return

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"oci-mainpid-hook/internal/conmontest"
 	"oci-mainpid-hook/internal/proc"
 )
 
@@ -16,6 +17,7 @@ func TestHold(t *testing.T) {
 	// start returns the child of a shell that reaps it, and frees its PID, as soon
 	// as the kernel lets it.
 	start := func(t *testing.T) (pid int, claim *Claim) {
+		conmontest.NotEmulated(t, "PTRACE_SEIZE")
 		cmd := exec.Command("sh", "-c", "sleep 1000 & echo $!; wait")
 		stdout, err := cmd.StdoutPipe()
 		if err == nil {

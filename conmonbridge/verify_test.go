@@ -77,6 +77,7 @@ func TestVerify(t *testing.T) {
 		assertError(t, verify(t, 1, Expected{Requirement: RequireConmon, UID: web, InvocationID: invocation, Executables: Executables}), "runs as UID 0")
 	})
 	t.Run("in another PID namespace", func(t *testing.T) {
+		conmontest.NotEmulated(t, "PID namespaces")
 		cmd := exec.Command("sleep", "60")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 		if err := cmd.Start(); err != nil {

@@ -183,7 +183,7 @@ func large(pid int, status specs.ContainerState) string {
 }
 
 func TestLargeState(t *testing.T) {
-	conmontest.NotEmulated(t)
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	stranger := conmontest.Start(t, conmontest.Options{})
 	annotationsFirst := `{"annotations":{"a":"` + strings.Repeat("x", 2*maxState) + `"},"id":"x","status":"running","pid":5}`
 	for name, in := range map[string]string{
@@ -219,7 +219,7 @@ func TestLargeState(t *testing.T) {
 // TestLargeStateOfOurs runs the hook below a process that has a destination, as
 // crun has below podman, with a state from which the hook learns nothing.
 func TestLargeStateOfOurs(t *testing.T) {
-	conmontest.NotEmulated(t)
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	if os.Getenv("HOOK_BELOW_PODMAN") != "" {
 		err := Run(strings.NewReader(`{"id":"`+strings.Repeat("x", 2*maxState)+`"}`), new(message.Log))
 		fmt.Println("hook:", err)
@@ -236,7 +236,7 @@ func TestLargeStateOfOurs(t *testing.T) {
 // TestContainerThatHasEnded runs the hook below a process that has a destination, as
 // crun has below podman, for a container whose first process has gone.
 func TestContainerThatHasEnded(t *testing.T) {
-	conmontest.NotEmulated(t)
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	id := strings.Repeat("0123456789abcdef", 4)
 	in := strings.Replace(state(4194303, "running"), "97b9f30d24ab", id, 1)
 	if os.Getenv("HOOK_BELOW_PODMAN") != "" {

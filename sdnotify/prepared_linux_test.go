@@ -207,7 +207,7 @@ const starving = "SDNOTIFY_TEST_STARVING"
 // each piece of memory that it takes it sends the same message, until a piece cannot be
 // had, which ends a Go program. So the last message was sent when no memory was left.
 func TestPreparedWithoutMemory(t *testing.T) {
-	conmontest.NotEmulated(t)
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	if address := os.Getenv(starving); address != "" {
 		starve(address)
 	}

@@ -258,7 +258,7 @@ func TestServerEnds(t *testing.T) {
 // A sender that has ended is still named by its PID, and by a pidfd where the kernel has
 // one for it.
 func TestServerSenderHasEnded(t *testing.T) {
-	conmontest.NotEmulated(t)
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	if os.Getenv("SDNOTIFY_TEST_SENDER") != "" {
 		c, err := FromEnvironment()
 		if err == nil {

@@ -272,6 +272,7 @@ func TestHolds(t *testing.T) {
 // is required then.
 func claimAnything(t *testing.T, c *config) {
 	t.Helper()
+	conmontest.NotEmulated(t, "PTRACE_SEIZE")
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

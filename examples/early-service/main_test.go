@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"oci-mainpid-hook/examples/early-service/fdpass"
+	"oci-mainpid-hook/internal/conmontest"
 	"oci-mainpid-hook/sdnotify"
 )
 
@@ -69,6 +70,7 @@ func start(t *testing.T, args ...string) *program {
 // startWith is start with more environment.
 func startWith(t *testing.T, environment string, args ...string) *program {
 	t.Helper()
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	p := &program{t, exec.Command(os.Args[0], args...), &output{}, make(chan struct{})}
 	p.Env = append(os.Environ(), asProgram+"=1", environment)
 	p.Stdout, p.Stderr = p.said, p.said
@@ -516,6 +518,7 @@ func TestSurvive(t *testing.T) {
 
 // TestJournalGone: what reads the numbers may go.
 func TestJournalGone(t *testing.T) {
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	t.Parallel()
 	r, w, err := os.Pipe()
 	if err != nil {

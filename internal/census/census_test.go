@@ -214,7 +214,7 @@ func largeArguments(size int) []string {
 // on their command lines as execve(2) takes. The census of all users costs a few
 // MB, and has the other user's conmon.
 func TestManyLarge(t *testing.T) {
-	conmontest.NotEmulated(t)
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	skipUnlessRoot(t)
 	if conmon := os.Getenv("CENSUS_OF"); conmon != "" {
 		conmonbridge.Executables = []string{conmon}

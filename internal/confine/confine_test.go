@@ -15,7 +15,7 @@ import (
 // TestConfine looks, from inside a process that has confined itself, at what the
 // kernel says of each of its threads.
 func TestConfine(t *testing.T) {
-	conmontest.NotEmulated(t)
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	const keep = 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_DAC_READ_SEARCH
 	if os.Getenv("CONFINE_TEST") != "" {
 		if err := Bound(); err != nil {

@@ -81,19 +81,21 @@ type Options struct {
 	UID int
 }
 
-// NotEmulated skips a test that starts its own program, under make emulated: the kernel
-// executes no program of another processor.
-func NotEmulated(t *testing.T) {
+// OwnProgram is what a test needs that starts its own program.
+const OwnProgram = "execution of a program of another processor"
+
+// NotEmulated skips a test that needs what qemu-user(1) has not got, under make emulated.
+func NotEmulated(t *testing.T, needed string) {
 	t.Helper()
 	if os.Getenv("OCI_MAINPID_EMULATED") != "" {
-		t.Skip("starts a program of another processor, which qemu-user does not")
+		t.Skip("qemu-user has no " + needed)
 	}
 }
 
 // Start starts a conmon with a container; both end with the test.
 func Start(t *testing.T, o Options) Conmon {
 	t.Helper()
-	NotEmulated(t)
+	NotEmulated(t, OwnProgram)
 	if o.Name == "" {
 		o.Name = "conmon"
 	}

@@ -35,7 +35,7 @@ func TestUserDirOf(t *testing.T) {
 // TestMountUserDir: two users' files are on two file systems, and what the one keeps
 // of an earlier start takes no room from the other.
 func TestMountUserDir(t *testing.T) {
-	conmontest.NotEmulated(t)
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	// A mount namespace of its own, so that the machine keeps its /run.
 	if os.Getenv("OWN_MOUNTS") == "" {
 		if os.Geteuid() != 0 {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/conmontest"
 )
 
 // rootDir returns a directory that is root's, all the way up.
@@ -116,6 +118,7 @@ func TestReadFile(t *testing.T) {
 // TestFileSystemThatNeverAnswers: a directory of a FUSE file system looks as if
 // it were root's, and whoever asks it for a name waits for ever.
 func TestFileSystemThatNeverAnswers(t *testing.T) {
+	conmontest.NotEmulated(t, "server of FUSE")
 	dir := rootDir(t)
 	must(t, os.Mkdir(dir+"/fuse", 0o755))
 	must(t, os.Mkdir(dir+"/proc", 0o755))

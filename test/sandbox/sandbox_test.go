@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"oci-mainpid-hook/internal/conmontest"
 )
 
 func TestKey(t *testing.T) {
@@ -246,6 +248,7 @@ func TestLog(t *testing.T) {
 }
 
 func TestProcess(t *testing.T) {
+	conmontest.NotEmulated(t, "start time of its own process, but one of each thread")
 	cmd := exec.Command("sleep", "60")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
