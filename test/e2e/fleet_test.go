@@ -418,6 +418,16 @@ scrape_configs: [{job_name: node, static_configs: [{targets: ["localhost:9100"]}
 				m.t.Errorf("each run is in the log:\n%s", log)
 			}
 		})
+		m.subtest("a link in place of node_exporter's directory", func(m machine) {
+			const precious = "/root/precious/oci-mainpid.prom"
+			m.write(precious, "precious")
+			m.run("setpriv", "--reuid=prometheus", "--regid=prometheus", "--clear-groups", "sh", "-ec",
+				`cd /var/lib/prometheus; mv node-exporter old; ln -s /root/precious node-exporter; ! touch /run/oci-mainpid-metrics/new`)
+			m.systemctl("start", "oci-mainpid-metrics.service")
+			if got := m.run("cat", precious); got != "precious" {
+				m.t.Errorf("root's file has become %q", got)
+			}
+		})
 	})
 }
 
