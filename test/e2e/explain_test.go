@@ -163,7 +163,7 @@ func TestAttackExplain(t *testing.T) {
 // TestAttackDrawing: explain --svg= goes nowhere through a directory that the
 // unit's user can change.
 func TestAttackDrawing(t *testing.T) {
-	onStacksIn(t, onFirst, func(m machine) {
+	onOneStack(t, onFirst, func(m machine) {
 		n := m.user().unit(service{mode: "mixed"})
 		n.start()
 		n.run(n.as("ln", "-s", "/etc", n.home()+"/pictures")...)

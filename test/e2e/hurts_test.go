@@ -171,7 +171,7 @@ func TestByHand(t *testing.T) {
 // by MAINPID in a file of EnvironmentFile= and a PID that no process has, does not have
 // the unit counted as started while the container runs.
 func TestForgedEnd(t *testing.T) {
-	onStacksIn(t, onLast, func(m machine) {
+	onOneStack(t, onLast, func(m machine) {
 		u := m.user()
 		u.useHooks() // none, so that nobody else writes
 		u.writeHome("forged", "MAINPID=4194000\n")
@@ -224,7 +224,7 @@ func TestOneRound(t *testing.T) {
 // TestGenerateRemove: what generate wrote for a unit goes with it, and the user's manager
 // with the last unit of the user.
 func TestGenerateRemove(t *testing.T) {
-	onStacksIn(t, onLast, func(m machine) {
+	onOneStack(t, onLast, func(m machine) {
 		u := m.user()
 		manager := "user@" + u.uid + ".service"
 		one, two := u.unit(service{mode: "mixed", container: "one"}), u.unit(service{mode: "user", container: "two"})

@@ -86,7 +86,7 @@ const stopDelay = 10 * time.Second
 
 // TestLogout: a unit whose user comes and goes stays.
 func TestLogout(t *testing.T) {
-	onStacksIn(t, onFirst, func(m machine) {
+	onOneStack(t, onFirst, func(m machine) {
 		mixed, user := m.user().unit(service{mode: "mixed"}), m.user().unit(service{mode: "user"})
 		for _, n := range []unit{mixed, user} {
 			n.start()

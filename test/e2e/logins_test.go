@@ -55,7 +55,7 @@ func TestLogins(t *testing.T) {
 		t.Fatalf("the page has %q, the test %q", has, want)
 	}
 
-	onStacksIn(t, onLast, func(m machine) {
+	onOneStack(t, onLast, func(m machine) {
 		type login struct {
 			user
 			typed   []string

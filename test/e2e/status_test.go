@@ -89,7 +89,7 @@ func TestStatus(t *testing.T) {
 
 // TestStatusSeesAnotherMainProcess: root can tell systemd any main PID.
 func TestStatusSeesAnotherMainProcess(t *testing.T) {
-	onStacksIn(t, onLast, func(m machine) {
+	onOneStack(t, onLast, func(m machine) {
 		n := m.user().unit(service{mode: "mixed"})
 		n.dropin(60, "[Service]\nExecStartPost=+/bin/sh -c 'sleep 1000 & systemd-notify MAINPID=$$!; sleep 0.2'\n")
 		n.systemctl("daemon-reload")
