@@ -57,14 +57,14 @@ func TestOthersContainers(t *testing.T) {
 		files := n.files()
 		byHand := []string{"podman", "run", "--detach", "--rm", "--name=byhand", imageName, "sh", "-c", `trap "exit 0" TERM; sleep 1000 & wait`}
 
-		m.share("by hand by the same user", func(m machine) {
+		m.subtest("by hand by the same user", func(m machine) {
 			m.must(n.in(m).login(byHand...))
 			conmon := n.in(m).inspect("byhand", ".State.ConmonPid")
 			if got := m.cgroup(conmon); strings.Contains(got, n.name) {
 				m.t.Errorf("its conmon is in %s", got)
 			}
 		})
-		m.share("by hand by root", func(m machine) {
+		m.subtest("by hand by root", func(m machine) {
 			m.run("podman", "import", "--quiet", sandbox.BusyboxTar, imageName)
 			m.t.Cleanup(func() { m.try("podman", "rm", "--force", "--ignore", "--time=0", "byhand") })
 			m.run(byHand...)
@@ -72,7 +72,7 @@ func TestOthersContainers(t *testing.T) {
 				m.t.Errorf("executes %s", got)
 			}
 		})
-		m.share("the hook is silent", func(m machine) {
+		m.subtest("the hook is silent", func(m machine) {
 			for _, runtime := range []string{"crun", "runc"} {
 				run := []string{"podman", "--runtime=" + runtime, "run", "--rm", imageName, "true"}
 				if r := n.in(m).login(run...); r.status != 0 || r.stdout != "" || r.stderr != "" {
