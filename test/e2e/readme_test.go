@@ -68,6 +68,7 @@ func TestReadme(t *testing.T) {
 		compile := m.box.Suite == sandbox.Trixie
 		if compile {
 			m.checkOut("/root/oci-mainpid-hook")
+			m.must(m.online("", "apt-get", "--quiet", "update")) // a fresh machine has no index of packages
 			r.record(debian[1:], debian[1]+"\n"+m.must(m.online("y\n", "env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", debian[1])))
 			inCheckout(install[0])
 		} else if err := runMake("install", m.box.Root()); err != nil {
