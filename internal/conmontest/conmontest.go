@@ -92,6 +92,15 @@ func NotEmulated(t *testing.T, needed string) {
 	}
 }
 
+// AtMost returns how long a computation may take that takes at most d on a processor: ten
+// times as long under make emulated.
+func AtMost(d time.Duration) time.Duration {
+	if os.Getenv("OCI_MAINPID_EMULATED") != "" {
+		d *= 10
+	}
+	return d
+}
+
 // Start starts a conmon with a container; both end with the test.
 func Start(t *testing.T, o Options) Conmon {
 	t.Helper()

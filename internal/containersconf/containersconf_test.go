@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"oci-mainpid-hook/internal/conmontest"
 )
 
 func TestMerge(t *testing.T) {
@@ -231,7 +233,7 @@ func TestCost(t *testing.T) {
 		runtime.ReadMemStats(&after)
 		allocated := (after.TotalAlloc - before.TotalAlloc) >> 10
 		t.Logf("%-30s %7d bytes %5d ms %7d KiB allocated: %.90v", name, len(text), took.Milliseconds(), allocated, err)
-		if took > 10*time.Second || allocated > 256<<10 {
+		if took > conmontest.AtMost(10*time.Second) || allocated > 256<<10 {
 			t.Errorf("%s: %v, %d KiB allocated", name, took, allocated)
 		}
 	}
@@ -289,7 +291,7 @@ func TestBounds(t *testing.T) {
 				took := time.Since(began)
 				runtime.ReadMemStats(&after)
 				t.Logf("%d ms, %d KiB allocated: %v", took.Milliseconds(), (after.TotalAlloc-before.TotalAlloc)>>10, problems)
-				if !slices.Equal(s.HooksDir, []string{c.hooks}) || took > 5*time.Second {
+				if !slices.Equal(s.HooksDir, []string{c.hooks}) || took > conmontest.AtMost(5*time.Second) {
 					t.Errorf("%q after %v", s.HooksDir, took)
 				}
 				if c.wrong == "" && len(problems) > 0 || c.wrong != "" && (len(problems) != 1 || !strings.Contains(problems[0].Error(), c.wrong)) {
