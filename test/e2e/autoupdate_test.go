@@ -219,7 +219,7 @@ func testAutoUpdate(m machine) {
 		updates, r := m.updates(n.name)
 		m.systemctl("start", "docker-registry")
 		m.await("the registry answers", soon, func() bool { return m.try("curl", "-s", "http://localhost:5000/v2/").status == 0 })
-		m.saidOneLine(r, n.name+`: not updated: pinging container registry localhost:5000: .* connection refused`)
+		m.saidOneLine(r, n.name+`: not updated: (fetching manifest .*: )?pinging container registry localhost:5000: .* connection refused`)
 		if len(updates) != 1 || updates[0].Updated != autoupdate.Failed {
 			m.t.Errorf("%+v", updates)
 		}
