@@ -84,10 +84,13 @@ type Options struct {
 // OwnProgram is what a test needs that starts its own program.
 const OwnProgram = "execution of a program of another processor"
 
+// Emulated reports whether the tests run under make emulated.
+func Emulated() bool { return os.Getenv("OCI_MAINPID_EMULATED") != "" }
+
 // NotEmulated skips a test that needs what qemu-user(1) has not got, under make emulated.
 func NotEmulated(t *testing.T, needed string) {
 	t.Helper()
-	if os.Getenv("OCI_MAINPID_EMULATED") != "" {
+	if Emulated() {
 		t.Skip("qemu-user has no " + needed)
 	}
 }
@@ -95,7 +98,7 @@ func NotEmulated(t *testing.T, needed string) {
 // AtMost returns how long a computation may take that takes at most d on a processor: ten
 // times as long under make emulated.
 func AtMost(d time.Duration) time.Duration {
-	if os.Getenv("OCI_MAINPID_EMULATED") != "" {
+	if Emulated() {
 		d *= 10
 	}
 	return d

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"oci-mainpid-hook/internal/conmontest"
 	"oci-mainpid-hook/internal/handover"
 	"oci-mainpid-hook/internal/proc"
 )
@@ -29,11 +30,7 @@ var container = manager + "user.slice/libpod-" + strings.Repeat("0a", 32) + ".sc
 // namespace of its own.
 func TestMain(m *testing.M) {
 	const own = "OWN_MOUNTS"
-	if os.Getenv("OCI_MAINPID_EMULATED") != "" {
-		fmt.Println("skipped: starts its own program, see conmontest.NotEmulated")
-		return
-	}
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 || conmontest.Emulated() {
 		os.Exit(m.Run())
 	}
 	if os.Getenv(own) == "" {
@@ -55,6 +52,7 @@ func TestMain(m *testing.M) {
 // makeGroup makes a control group for the test.
 func makeGroup(t *testing.T, cgroup string) {
 	t.Helper()
+	conmontest.NotEmulated(t, conmontest.OwnProgram)
 	if os.Geteuid() != 0 {
 		t.Skip("not root, who may make control groups anywhere")
 	}

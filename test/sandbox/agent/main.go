@@ -103,7 +103,7 @@ func serve(path string) error {
 		}
 		// Nobody is connected: reading does not wait. Without KVM, to ask more often
 		// takes a fifth of a processor. The kernel says so for a moment, too, when
-		// somebody has connected: that comes by another queue than what he wrote.
+		// somebody has connected: that comes by another queue than what they wrote.
 		if unconnected++; unconnected == 10 {
 			c.kill()
 			c = nil
