@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"path"
 	"strings"
 	"testing"
@@ -33,8 +34,11 @@ func TestMainPID(t *testing.T) {
 					p := n.assertMainPIDIsConmon()
 					n.assertIn("conmon", p.conmon, c.conmonInUnit)
 					n.assertIn("the payload", p.payload, c.payloadInUnit)
-					if got := path.Base(n.inspect(container, ".OCIRuntime")); got != c.runtime {
-						m.t.Errorf("runs in %s", got)
+					var says processes
+					var runtime string
+					fmt.Sscan(n.inspect(container, ".State.ConmonPid}} {{.State.Pid}} {{.OCIRuntime"), &says.conmon, &says.payload, &runtime)
+					if says != p || path.Base(runtime) != c.runtime {
+						m.t.Errorf("podman says %v, %s, not %v, %s", says, runtime, p, c.runtime)
 					}
 					n.stop()
 					n.assertEnded("inactive", "success", "0")

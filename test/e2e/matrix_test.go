@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -131,7 +132,15 @@ func (c cell) judge(m machine) {
 		n.systemctl("start", u.name+"-a.service")
 	}
 	n.judgeRunning(o)
+	in := cmp.Or(o.execIn, n.container)
+	n.podman("logs", in)
+	if top := n.podman("top", in, "pid", "comm"); !strings.Contains(top, "COMMAND") {
+		n.t.Errorf("podman top: %s", top)
+	}
 	n.stopAll(o)
+	if c.kind == "pod" || c.kind == "kube" {
+		u.assertNoPod()
+	}
 }
 
 // unit makes the unit, and the files that it needs.

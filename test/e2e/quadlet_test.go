@@ -129,10 +129,6 @@ func (n unit) judgeRunning(o judgement) processes {
 			n.t.Error(r)
 		}
 	}
-	n.podman("logs", in)
-	if top := n.podman("top", in, "pid", "comm"); !strings.Contains(top, "COMMAND") {
-		n.t.Errorf("podman top: %s", top)
-	}
 	n.assertNothingLeaked(in)
 	return p
 }
@@ -141,12 +137,10 @@ func (n unit) judgeRunning(o judgement) processes {
 // file, or knows of it.
 func (n unit) assertNothingLeaked(container string) {
 	n.t.Helper()
-	pid := n.inspect(container, ".State.Pid")
-	if fds := n.shell(`ls -l /proc/$1/fd | grep -e oci-mainpid -e deleted || :`, pid); fds != "" {
-		n.t.Errorf("%s has %s", container, fds)
-	}
-	if env := n.shell(`tr '\0' '\n' </proc/$1/environ | grep -e OCI_MAINPID -e mainpidfile || :`, pid); env != "" {
-		n.t.Errorf("%s has %s in its environment", container, env)
+	if has := n.shell(`
+		ls -l /proc/$1/fd | grep -e oci-mainpid -e deleted || :
+		tr '\0' '\n' </proc/$1/environ | grep -e OCI_MAINPID -e mainpidfile || :`, n.kept(container).payload); has != "" {
+		n.t.Errorf("%s has open files or an environment of ours: %s", container, has)
 	}
 }
 
@@ -159,8 +153,13 @@ func (n unit) stopAll(o judgement) {
 	}
 	n.assertEnded("inactive", "success", "0")
 	n.assertGone()
-	if pods := n.podman("pod", "ps", "--format={{.Name}}"); pods != "" {
-		n.t.Errorf("pods are left: %s", pods)
+}
+
+// assertNoPod checks that the user has no pod.
+func (u user) assertNoPod() {
+	u.t.Helper()
+	if pods := u.podman("pod", "ps", "--format={{.Name}}"); pods != "" {
+		u.t.Errorf("pods are left: %s", pods)
 	}
 }
 
@@ -283,6 +282,7 @@ func TestQuadletFamilies(t *testing.T) {
 				n.judgeRunning(judgement{})
 			}
 			pod.stopAll(judgement{})
+			u.assertNoPod()
 		})
 		m.share("a kube file with two containers", func(m machine) {
 			u := m.user()
@@ -296,6 +296,7 @@ func TestQuadletFamilies(t *testing.T) {
 			n.judgeRunning(judgement{execIn: u.name + "-a"})
 			n.judgeRunning(judgement{execIn: u.name + "-b"})
 			n.stopAll(judgement{})
+			u.assertNoPod()
 		})
 		m.share("two instances of a template, started at once", func(m machine) {
 			u := m.user()
@@ -395,7 +396,7 @@ func TestQuadletSockets(t *testing.T) {
 				m.assertAnswers("http://localhost/", u.name+"-web", "--unix-socket", web)
 				m.assertAnswers("http://localhost/", u.name+"-admin", "--unix-socket", admin)
 				n := u.quadletUnit("NAME.service", "NAME")
-				if got := n.inspect(n.container, ".State.Pid"); n.shell(`tr '\0' '\n' </proc/$1/environ | grep ^LISTEN_FDS=`, got) != "LISTEN_FDS=2" {
+				if got := n.kept(n.container).payload; n.shell(`tr '\0' '\n' </proc/$1/environ | grep ^LISTEN_FDS=`, got) != "LISTEN_FDS=2" {
 					m.t.Errorf("the container has not got exactly two descriptors")
 				}
 				noExec := ""

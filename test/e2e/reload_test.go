@@ -18,11 +18,11 @@ func reloading(how, cgroup string) string {
 // returns the processes of the new one.
 func (n unit) reload() processes {
 	n.t.Helper()
-	before, id := n.properties(), n.inspect(n.container, ".Id")
+	before, id := n.properties(), n.kept(n.container).id
 	n.systemctl("reload", n.name)
 	p := n.assertMainPIDIsConmon()
 	n.assertStayed(before)
-	if after := n.inspect(n.container, ".Id"); after == id || p.conmon == before["MainPID"] {
+	if after := n.kept(n.container).id; after == id || p.conmon == before["MainPID"] {
 		n.t.Errorf("the same container %s, conmon %s", id, p.conmon)
 	}
 	n.assertOneContainer()
@@ -43,14 +43,16 @@ func (n unit) assertStayed(before map[string]string) {
 // everything that knows of a container knows that one.
 func (n unit) assertOneContainer() {
 	n.t.Helper()
-	if names := n.podman("ps", "--all", "--format={{.Names}}"); names != n.container {
-		n.t.Errorf("podman has %q, not %s alone", names, n.container)
+	if all := n.containers(); len(all) != 1 {
+		n.t.Errorf("podman has %v, not %s alone", all, n.container)
 	}
-	id := n.inspect(n.container, ".Id")
-	if label := n.inspect(n.container, `index .Config.Labels "PODMAN_SYSTEMD_UNIT"`); label != n.name && label != "" && label != "<no value>" {
+	known := n.inspect(n.container, `.Id}} {{or (index .Config.Labels "PODMAN_SYSTEMD_UNIT") "`+n.name+`"}} {{.HostConfig.ContainerIDFile`)
+	id, rest, _ := strings.Cut(known, " ")
+	label, file, _ := strings.Cut(rest, " ")
+	if label != n.name {
 		n.t.Errorf("PODMAN_SYSTEMD_UNIT=%s", label)
 	}
-	if file := n.inspect(n.container, ".HostConfig.ContainerIDFile"); file != "" && file != "<no value>" {
+	if file != "" && file != "<no value>" {
 		if r := n.try("cat", file); r.stdout != id {
 			n.t.Errorf("the container has %s, %s has %s %s", id, file, r.stdout, r.stderr)
 		}
@@ -165,7 +167,7 @@ func (m machine) reloads(how string) {
 			u.quadlets(map[string]string{"NAME.container": sleeper + more})
 			n := u.quadletUnit("NAME.service", "NAME")
 			n.start()
-			before, id := n.properties(), n.inspect(n.container, ".Id")
+			before, id := n.properties(), n.kept(n.container).id
 			m.write(quadletDir+"/"+u.name+"/"+u.name+".container", strings.NewReplacer("NAME", u.name, "USER", u.name).Replace(strings.TrimSuffix(sleeper, "\n")+"\n"+c.lines+more))
 			m.systemctl("daemon-reload")
 			if r := m.try("systemctl", "reload", n.name); r.status == 0 {
@@ -175,7 +177,7 @@ func (m machine) reloads(how string) {
 			n.assertStayed(before)
 			n.assertOneContainer()
 			stays := !swap || c.before
-			if after := n.inspect(n.container, ".Id"); (after == id) != stays || stays && n.property("MainPID") != before["MainPID"] {
+			if after := n.kept(n.container).id; (after == id) != stays || stays && n.property("MainPID") != before["MainPID"] {
 				m.t.Errorf("the container was %s, and is %s", id, after)
 			}
 			said := n.messages("oci-mainpid")
@@ -312,12 +314,12 @@ func (n unit) atOnce(m machine) {
 	m.subtest("two reloads at once", func(m machine) {
 		n := n.in(m)
 		n.endSlow()
-		before, id := n.properties(), n.inspect(n.container, ".Id")
+		before, id := n.properties(), n.kept(n.container).id
 		m.shell(`systemctl reload "$1" & first=$!; systemctl reload "$1"; wait $first`, n.name)
 		n.assertMainPIDIsConmon()
 		n.assertStayed(before)
 		n.assertOneContainer()
-		if n.inspect(n.container, ".Id") == id {
+		if n.kept(n.container).id == id {
 			m.t.Error("the same container")
 		}
 	})
@@ -370,7 +372,7 @@ func TestReloadReexec(t *testing.T) {
 		for _, how := range []string{"beside", "swap"} {
 			m.share(how, func(m machine) {
 				n := m.slowUnit(how)
-				before, id := n.properties(), n.inspect(n.container, ".Id")
+				before, id := n.properties(), n.kept(n.container).id
 				n.beginReload()
 				m.systemctl("daemon-reexec")
 				m.systemctl("daemon-reload")
@@ -379,7 +381,7 @@ func TestReloadReexec(t *testing.T) {
 				n.assertMainPIDIsConmon()
 				n.assertStayed(before)
 				n.assertOneContainer()
-				if n.inspect(n.container, ".Id") == id {
+				if n.kept(n.container).id == id {
 					m.t.Error("the same container")
 				}
 				n.stop()
@@ -394,13 +396,13 @@ func TestReloadReexec(t *testing.T) {
 func TestReloadCutOff(t *testing.T) {
 	onOneStack(t, onLast, func(m machine) {
 		n := m.slowUnit("beside")
-		before, id := n.assertMainPIDIsConmon(), n.inspect(n.container, ".Id")
+		before, id := n.assertMainPIDIsConmon(), n.kept(n.container).id
 		// unchanged checks that the old container goes on.
 		unchanged := func(m machine) {
 			m.t.Helper()
 			n := n.in(m)
 			n.awaitReloaded()
-			if after := n.assertMainPIDIsConmon(); after != before || n.inspect(n.container, ".Id") != id {
+			if after := n.assertMainPIDIsConmon(); after != before || n.kept(n.container).id != id {
 				m.t.Errorf("before %v, after %v", before, after)
 			}
 			n.assertOneContainer()

@@ -1,0 +1,71 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+)
+
+// kept is a container as podman keeps it on disk.
+type kept struct {
+	id string
+	processes
+}
+
+// containers returns the user's containers by name. It reads what podman and conmon
+// have written: to ask podman takes ten times as long, which tests do everywhere.
+func (u user) containers() map[string]kept {
+	u.t.Helper()
+	storage, run := u.home()+"/.local/share/containers/storage", u.runtimeDir()+"/containers"
+	if u.uid == "0" {
+		storage, run = "/var/lib/containers/storage", "/run/containers/storage"
+	}
+	out := u.shell(`
+		for dir in "$2"/overlay-containers/*/userdata; do
+			conmon= payload=
+			[ ! -e "$dir/conmon.pid" ] || read -r conmon <"$dir/conmon.pid" || :
+			[ ! -e "$dir/pidfile" ] || read -r payload <"$dir/pidfile" || :
+			echo "${dir%/userdata} $conmon $payload"
+		done
+		# Those that podman removes when they end are in a file of their own.
+		for file in "$1"/overlay-containers/containers.json "$1"/overlay-containers/volatile-containers.json; do
+			[ ! -e "$file" ] || { cat "$file"; echo; }
+		done`, storage, run)
+	running := map[string]processes{}
+	all := map[string]kept{}
+	for line := range strings.Lines(out) {
+		if !strings.HasPrefix(line, "[") {
+			var dir string
+			var p processes
+			fmt.Sscan(line, &dir, &p.conmon, &p.payload)
+			running[dir[strings.LastIndex(dir, "/")+1:]] = p
+			continue
+		}
+		var containers []struct {
+			ID    string
+			Names []string
+		}
+		if err := json.Unmarshal([]byte(line), &containers); err != nil {
+			u.t.Fatalf("podman's storage of %s: %v\n%s", u.name, err, line)
+		}
+		for _, c := range containers {
+			for _, name := range c.Names {
+				all[name] = kept{c.ID, running[c.ID]}
+			}
+		}
+	}
+	return all
+}
+
+// kept returns the user's container of that name, which there must be.
+func (u user) kept(container string) kept {
+	u.t.Helper()
+	all := u.containers()
+	c, ok := all[container]
+	if !ok {
+		u.t.Fatalf("%s has no container %s, but %v", u.name, container, all)
+	}
+	return c
+}
