@@ -33,10 +33,13 @@ func (m *Manager) Stop(ctx context.Context, names ...string) error {
 		}
 		for _, u := range units {
 			done := make(chan string, 1)
-			if _, err := m.conn.StopUnitContext(ctx, u.Name, "replace", done); err != nil {
+			switch _, err := m.conn.StopUnitContext(ctx, u.Name, "replace", done); {
+			case isNoSuchUnit(err): // it has gone since systemd listed it
+			case err != nil:
 				return fmt.Errorf("stop %s: %w", u.Name, err)
+			default:
+				waiting[u.Name] = done
 			}
-			waiting[u.Name] = done
 		}
 	}
 	var errs []error
@@ -51,6 +54,12 @@ func (m *Manager) Stop(ctx context.Context, names ...string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// isNoSuchUnit reports whether an answer of systemd's says that it has no such unit.
+func isNoSuchUnit(err error) bool {
+	var answer dbus.Error
+	return errors.As(err, &answer) && answer.Name == "org.freedesktop.systemd1.NoSuchUnit"
 }
 
 // jobTimeout is longer than almost every TimeoutStartSec=, which a user may extend.

@@ -1,11 +1,14 @@
 package manager
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"github.com/godbus/dbus/v5"
 
 	"oci-mainpid-hook/internal/account"
 	"oci-mainpid-hook/internal/dropin"
@@ -151,5 +154,16 @@ func TestOnDisk(t *testing.T) {
 	}
 	if got := onDisk([]string{etc, run, "/nonexistent"}); !slices.Equal(got, []string{"web.service", "db@1.service"}) {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestNoSuchUnit(t *testing.T) {
+	for name, want := range map[string]bool{
+		"org.freedesktop.systemd1.NoSuchUnit": true,
+		"org.freedesktop.systemd1.LoadFailed": false,
+	} {
+		if got := isNoSuchUnit(fmt.Errorf("stop: %w", dbus.Error{Name: name})); got != want {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }
