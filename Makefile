@@ -180,7 +180,7 @@ unstable: build man
 # Much of what some tests do is to wait, for which more than the two run at once.
 # At the end come the failures again, with what they said.
 e2e: build man
-	$(TOOLS) gotestsum --format standard-verbose -- -tags e2e -count=1 -timeout 84m -p 1 -parallel 4 ./test/sandbox ./test/e2e
+	$(TOOLS) gotestsum --format standard-verbose -- -tags e2e -vet=off -count=1 -timeout 84m -p 1 -parallel 4 ./test/sandbox ./test/e2e
 
 # Every case on every stack: e2e deals many out to the stacks.
 everywhere: build man
@@ -193,11 +193,11 @@ attack: build man
 
 # Every combination of kind, Cgroup=, notification, runtime and history.
 matrix: build man
-	$(GO) test -tags e2e -count=1 -timeout 90m ./test/e2e -run '^TestMatrix$$' -matrix=0 -v
+	$(GO) test -tags e2e -count=1 -timeout 90m ./test/e2e -run '^TestMatrix$$' -matrix=0 -everywhere -v
 
 # Every init of docs/without-systemd.md, with crun and runc, as root and as a user.
 inits: build man
-	$(GO) test -tags e2e -count=1 -timeout 90m ./test/e2e -run '^TestInits$$' -inits -v
+	$(GO) test -tags e2e -count=1 -timeout 90m ./test/e2e -run '^TestInits$$' -inits -everywhere -v
 
 # Ansible over two machines, and Prometheus. CI runs what needs neither, TestFleetFiles.
 fleet: build man
@@ -213,7 +213,8 @@ machines: build man
 # users are asked.
 SOAK ?= 1000
 soak: build man
-	$(GO) test -tags e2e -count=1 -timeout 6h ./test/e2e -run '^TestSoak$$|^TestMany' -soak=$(SOAK) -soak-seed=$$(date +%s) -many=200 -many-users=20 -many-rounds=3 -v
+	$(GO) test -tags e2e -count=1 -timeout 6h ./test/e2e -run '^TestSoak$$' -everywhere -soak=$(SOAK) -soak-seed=$$(date +%s) -v
+	$(GO) test -tags e2e -count=1 -timeout 2h ./test/e2e -run '^TestMany' -many=200 -many-users=20 -many-rounds=3 -v
 
 unit:
 	$(GO) test ./...
@@ -239,11 +240,13 @@ $(QEMU):
 
 # Tests that need what qemu-user has not got are skipped, and say so at the end, such as
 # those that start their own program for a conmon: the kernel executes no program of
-# another processor.
+# another processor. What has no tests is not compiled, nor is anything vetted: check and
+# cross do that.
 emulated: $(QEMU)
 	for arch in $(EMULATED); do case $$arch in arm64) qemu=aarch64 ;; 386) qemu=i386 ;; *) qemu=$$arch ;; esac; \
 		echo "$$arch:"; $(TOOLS) gotestsum --format pkgname --format-hide-empty-pkg --raw-command -- \
-			env OCI_MAINPID_EMULATED=1 GOARCH=$$arch $(GO) test -json -exec=$(QEMU)/usr/bin/qemu-$$qemu ./... || exit; done
+			env OCI_MAINPID_EMULATED=1 GOARCH=$$arch $(GO) test -vet=off -json -exec=$(QEMU)/usr/bin/qemu-$$qemu \
+			$$($(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...) || exit; done
 
 # Needs a kernel with AF_VSOCK and its module vsock_loopback, and systemd-notify.
 vsock:
@@ -262,7 +265,7 @@ check:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
 	$(GO) vet -tags e2e,machines,vsock ./...
 	$(TOOLS) staticcheck -tags e2e,machines,vsock ./...
-	$(GO) test ./...
+	$(GO) test -vet=off ./...
 
 # BENCH has flags; go run ./test/bench -h lists them.
 bench: build man

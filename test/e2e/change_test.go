@@ -398,7 +398,7 @@ func TestPodChangedWhileRunning(t *testing.T) {
 			}
 			ended(c, c.name, pod)
 		})
-		m.subtestIn(onFirst, "the User= of the pod alone", func(m machine) {
+		m.rare("the User= of the pod alone", func(m machine) {
 			c, other := inPods(m, "Pod=NAME-a.pod\n"), m.user()
 			pod := c.user.name + "-a-pod.service"
 			c.write(path.Join(path.Dir(c.file), c.user.name+"-a.pod"), "[Pod]\n"+stopsSoon(other.name))

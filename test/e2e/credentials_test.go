@@ -13,8 +13,8 @@ func TestCredentials(t *testing.T) {
 	onStacks(t, func(m machine) {
 		m.run("mkdir", "-p", "/etc/credstore.encrypted")
 		m.shell(`umask 077; printf %s loaded >/etc/e2e.credential; printf %s encrypted | systemd-creds encrypt --with-key=host --name=encrypted - /etc/credstore.encrypted/encrypted`)
-		for _, c := range []struct{ mode, runtime string }{{"mixed", "crun"}, {"service", "runc"}, {"user", "crun"}} {
-			m.share(c.mode+" with "+c.runtime, func(m machine) {
+		for i, c := range []struct{ mode, runtime string }{{"mixed", "crun"}, {"user", "crun"}, {"service", "runc"}} {
+			m.everyOther(i, c.mode+" with "+c.runtime, func(m machine) {
 				u := m.user()
 				u.useRuntime(c.runtime)
 				u.quadlets(map[string]string{"NAME.container": "[Container]\nImage=" + imageName + "\nNetwork=none\nPodmanArgs=--stop-timeout=1\nVolume=%d:/credentials:ro\nExec=sh -c \"cat /credentials/loaded /credentials/encrypted /credentials/set; echo .; sleep 1000\"\n" +

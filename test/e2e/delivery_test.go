@@ -8,8 +8,8 @@ import "testing"
 // because OpenFile= takes no specifiers.
 func TestTemplate(t *testing.T) {
 	onStacks(t, func(m machine) {
-		for _, mode := range []string{"mixed", "user"} {
-			m.share("two instances with Cgroup "+mode, func(m machine) {
+		for i, mode := range []string{"mixed", "user"} {
+			m.everyOther(i, "two instances with Cgroup "+mode, func(m machine) {
 				template := m.user().unit(service{mode: mode, template: true, container: "web-%i"})
 				a, b := template.instance("a"), template.instance("b")
 				m.systemctl("start", a.name, b.name)
@@ -34,9 +34,9 @@ func TestTemplate(t *testing.T) {
 // descriptor to sd_listen_fds(3) alone.
 func TestListenFDNames(t *testing.T) {
 	onStacks(t, func(m machine) {
-		for _, mode := range []string{"mixed", "user"} {
-			for _, runtime := range []string{"crun", "runc"} {
-				m.share("Cgroup "+mode+" with "+runtime, func(m machine) {
+		for i, mode := range []string{"mixed", "user"} {
+			for j, runtime := range []string{"crun", "runc"} {
+				m.everyOther(i+j, "Cgroup "+mode+" with "+runtime, func(m machine) {
 					n := m.user().unit(service{mode: mode, runtime: runtime})
 					n.editDropin(`(?m)^UnsetEnvironment=.*\n`, "")
 					n.editDropin(`(?m)^Environment=OCI_MAINPID_FILE=.*\n`, "")

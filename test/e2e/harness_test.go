@@ -268,6 +268,17 @@ func (m machine) rare(name string, test func(m machine)) {
 	}
 }
 
+// everyOther is share for every other one of cases that differ little, and rare for those
+// between, by the case's number.
+func (m machine) everyOther(i int, name string, test func(m machine)) {
+	m.t.Helper()
+	if i%2 == 0 {
+		m.share(name, test)
+	} else {
+		m.rare(name, test)
+	}
+}
+
 // result is what became of a command.
 type result struct {
 	command        []string

@@ -52,9 +52,9 @@ func TestEndsAtOnce(t *testing.T) {
 		rounds = 20
 	}
 	onStacks(t, func(m machine) {
-		for _, mode := range []string{"mixed", "service", "user"} {
-			for _, runtime := range []string{"crun", "runc"} {
-				m.share(mode+" with "+runtime, func(m machine) {
+		for i, mode := range []string{"mixed", "service", "user"} {
+			for j, runtime := range []string{"crun", "runc"} {
+				m.everyOther(i+j, mode+" with "+runtime, func(m machine) {
 					u := m.user()
 					files := map[string]string{}
 					for _, status := range []int{0, 3} {

@@ -15,7 +15,7 @@ import (
 	"oci-mainpid-hook/test/sandbox"
 )
 
-var allInits = flag.Bool("inits", false, "TestInits: every init with crun and runc, as root and as a user; else each once, the stacks in turn")
+var allInits = flag.Bool("inits", false, "TestInits: every init with crun and runc, as root and as a user; else each once")
 
 // withoutSystemd is the page whose files and commands TestInits takes, word for word.
 const withoutSystemd page = "docs/without-systemd.md"
@@ -193,36 +193,30 @@ func TestInits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	turn := 0
-	for _, s := range stacks() {
-		turn++
-		turn := turn
-		s.onFreshMachine(t, func(m machine) {
-			if err := install(m.box); err != nil {
-				m.t.Fatal(err)
-			}
-			systemless := m.installInits()
-			for i, init := range initSystems {
-				for j, runtime := range []string{"crun", "runc"} {
-					for k, who := range []string{"user", "root"} {
-						// Each init has one of the four kinds, on one of two stacks.
-						mine := *allInits || i/4 == (turn-1)%2 && j == (i+turn)%2 && k == (i/2+turn)%2
-						if init.instead != nil {
-							mine = who == "root" && onLast.has(s.suite) && (*allInits || runtime == "crun")
-						}
-						if !mine {
-							continue
-						}
-						m.subtest(strings.Join([]string{init.String(), runtime, who}, " "), func(m machine) {
-							n := &initService{machine: m, init: init, namespaces: []string{"--target=" + systemless, "--mount"}, root: who == "root"}
-							n.prepare(blocks, runtime)
-							n.judge()
-						})
+	onFreshMachinesIn(t, onLast, func(m machine) {
+		if err := install(m.box); err != nil {
+			m.t.Fatal(err)
+		}
+		systemless := m.installInits()
+		for i, init := range initSystems {
+			for j, runtime := range []string{"crun", "runc"} {
+				for k, who := range []string{"user", "root"} {
+					mine := *allInits || j == i%2 && k == i/2%2
+					if init.instead != nil {
+						mine = who == "root" && (*allInits || runtime == "crun")
 					}
+					if !mine {
+						continue
+					}
+					m.subtest(strings.Join([]string{init.String(), runtime, who}, " "), func(m machine) {
+						n := &initService{machine: m, init: init, namespaces: []string{"--target=" + systemless, "--mount"}, root: who == "root"}
+						n.prepare(blocks, runtime)
+						n.judge()
+					})
 				}
 			}
-		})
-	}
+		}
+	})
 }
 
 // installInits installs the inits, the user web and the image. It returns the PID of a

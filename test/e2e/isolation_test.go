@@ -30,9 +30,9 @@ func TestContainerGetsNothing(t *testing.T) {
 				}
 			}
 		}
-		for _, mode := range []string{"mixed", "user"} {
-			for _, runtime := range []string{"crun", "runc"} {
-				m.share("Cgroup "+mode+" with "+runtime, func(m machine) {
+		for i, mode := range []string{"mixed", "user"} {
+			for j, runtime := range []string{"crun", "runc"} {
+				m.everyOther(i+j, "Cgroup "+mode+" with "+runtime, func(m machine) {
 					n := m.user().unit(service{mode: mode, runtime: runtime})
 					n.start()
 					check(n)

@@ -102,8 +102,8 @@ func (n unit) assertExplained(kind message.Kind) {
 // TestJournalOfAStart: each start says once which process is the main process.
 func TestJournalOfAStart(t *testing.T) {
 	onStacks(t, func(m machine) {
-		for _, mode := range []string{"mixed", "service", "user"} {
-			m.share(mode, func(m machine) {
+		for i, mode := range []string{"mixed", "service", "user"} {
+			m.everyOther(i, mode, func(m machine) {
 				u := m.user()
 				m.run("usermod", "--append", "--groups=systemd-journal", u.name)
 				n := u.unit(service{mode: mode, options: "--log-driver=journald", more: "Environment=OCI_MAINPID_VERBOSE=1",
@@ -175,8 +175,8 @@ func TestJournalOfAFailure(t *testing.T) {
 				m.t.Errorf("%q", log)
 			}
 		})
-		for _, c := range []struct{ mode, runtime string }{{"mixed", "crun"}, {"mixed", "runc"}, {"user", "crun"}, {"user", "runc"}} {
-			m.share("the hook cannot open the file, "+c.mode+" with "+c.runtime, func(m machine) {
+		for i, c := range []struct{ mode, runtime string }{{"mixed", "crun"}, {"user", "crun"}, {"user", "runc"}, {"mixed", "runc"}} {
+			m.everyOther(i, "the hook cannot open the file, "+c.mode+" with "+c.runtime, func(m machine) {
 				n := m.user().unit(service{mode: c.mode, runtime: c.runtime})
 				n.editDropin(`OpenFile=.*\n`, "")
 				n.editDropin(`notify-mainpid --user`, "notify-mainpid --timeout=2s --user")

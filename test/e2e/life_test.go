@@ -26,8 +26,8 @@ func TestUserCommands(t *testing.T) {
 				n.assertMainPIDIsConmon()
 			})
 		}
-		for _, mode := range []string{"mixed", "service", "user"} {
-			m.share("podman stop with Cgroup "+mode+" ends the unit with success", func(m machine) {
+		for i, mode := range []string{"mixed", "service", "user"} {
+			m.everyOther(i, "podman stop with Cgroup "+mode+" ends the unit with success", func(m machine) {
 				n := m.user().unit(service{mode: mode})
 				n.start()
 				m.must(n.login("podman", "stop", n.container))
@@ -41,8 +41,8 @@ func TestUserCommands(t *testing.T) {
 
 func TestExitStatusOfTheContainerIsTheUnits(t *testing.T) {
 	onStacks(t, func(m machine) {
-		for _, mode := range []string{"mixed", "service", "user"} {
-			m.share("Cgroup "+mode, func(m machine) {
+		for i, mode := range []string{"mixed", "service", "user"} {
+			m.everyOther(i, "Cgroup "+mode, func(m machine) {
 				n := m.user().unit(service{mode: mode, command: exiting7})
 				n.start()
 				n.awaitHandler(n.container, unix.SIGUSR1)
@@ -57,8 +57,8 @@ func TestExitStatusOfTheContainerIsTheUnits(t *testing.T) {
 
 func TestConmonKilled(t *testing.T) {
 	onStacks(t, func(m machine) {
-		for _, mode := range []string{"mixed", "service", "user"} {
-			m.share("Cgroup "+mode+" and Restart always: a new main PID that is right", func(m machine) {
+		for i, mode := range []string{"mixed", "service", "user"} {
+			m.everyOther(i, "Cgroup "+mode+" and Restart always: a new main PID that is right", func(m machine) {
 				n := m.user().unit(service{mode: mode, more: "Restart=always"})
 				n.start()
 				before := n.assertMainPIDIsConmon()
@@ -145,8 +145,8 @@ func TestFiles(t *testing.T) {
 // namespaces it could use. podman-pause finds a way.
 func TestAllKilled(t *testing.T) {
 	onStacks(t, func(m machine) {
-		for _, mode := range []string{"mixed", "service", "user"} {
-			m.share("Cgroup "+mode+" starts again", func(m machine) {
+		for i, mode := range []string{"mixed", "service", "user"} {
+			m.everyOther(i, "Cgroup "+mode+" starts again", func(m machine) {
 				n := m.user().unit(service{mode: mode})
 				n.start()
 				before := n.assertMainPIDIsConmon()
@@ -172,8 +172,8 @@ func TestAllKilled(t *testing.T) {
 // and its files go at once.
 func TestSystemctlKill(t *testing.T) {
 	onStacks(t, func(m machine) {
-		for _, mode := range []string{"mixed", "service", "user"} {
-			m.share("Cgroup "+mode, func(m machine) {
+		for i, mode := range []string{"mixed", "service", "user"} {
+			m.everyOther(i, "Cgroup "+mode, func(m machine) {
 				n := m.user().unit(service{mode: mode})
 				n.start()
 				before := n.assertMainPIDIsConmon()

@@ -14,8 +14,8 @@ import (
 )
 
 var (
-	manyUnits  = flag.Int("many", 24, "how many `UNITS` TestManyAtOnce starts at once")
-	moreUsers  = flag.Int("many-users", 4, "of how many `USERS` they are in TestManyCommands")
+	manyUnits  = flag.Int("many", 12, "how many `UNITS` TestManyAtOnce starts at once")
+	moreUsers  = flag.Int("many-users", 3, "of how many `USERS` they are in TestManyCommands")
 	manyRounds = flag.Int("many-rounds", 1, "how often; from 3 on the time that it takes is judged, too")
 )
 

@@ -170,25 +170,30 @@ func TestQuadletContainer(t *testing.T) {
 	cases := []struct {
 		name, container, mode, user string
 		runtime                     string
+		rare                        bool // nearly what TestMainPID tries
 		judgement
 	}{
 		{name: "a container", container: sleeper},
-		{name: "with runc", container: sleeper, runtime: "runc"},
+		{name: "with runc", container: sleeper, runtime: "runc", rare: true},
 		{name: "cgroups enabled", container: sleeper + "PodmanArgs=--cgroups=enabled\n"},
 		{name: "cgroups no-conmon", container: sleeper + "PodmanArgs=--cgroups=no-conmon\n"},
-		{name: "cgroups split", container: sleeper, mode: "service", judgement: judgement{noExec: noExecInService}},
+		{name: "cgroups split", container: sleeper, mode: "service", rare: true, judgement: judgement{noExec: noExecInService}},
 		{name: "cgroups split with runc", container: sleeper, mode: "service", runtime: "runc"},
 		{name: "Cgroup user", container: sleeper, mode: "user"},
-		{name: "Cgroup user with runc", container: sleeper, mode: "user", runtime: "runc"},
+		{name: "Cgroup user with runc", container: sleeper, mode: "user", runtime: "runc", rare: true},
 		{name: "Notify yes", container: listener + "Exec=" + guestPath + "\nNotify=yes\n"},
 		{name: "Notify healthy", container: sleeper + "HealthCmd=/bin/true\nHealthInterval=1s\nNotify=healthy\n"},
-		{name: "options without a key", container: sleeper + "[X-MainPID]\n"},
+		{name: "options without a key", container: sleeper + "[X-MainPID]\n", rare: true},
 		{name: "a user by UID", container: sleeper, user: "UID"},
 		{name: "a file name with characters that units escape", container: sleeper},
 	}
 	onStacks(t, func(m machine) {
 		for _, c := range cases {
-			m.share(c.name, func(m machine) {
+			deal := m.share
+			if c.rare {
+				deal = m.rare
+			}
+			deal(c.name, func(m machine) {
 				u := m.user()
 				u.useRuntime(c.runtime)
 				section := owned
@@ -496,7 +501,8 @@ func TestQuadletRefuses(t *testing.T) {
 				for name, text := range files {
 					files[name] = strings.ReplaceAll(text, "OTHER", other.name)
 				}
-				before := m.run("podman", "ps", "--all", "--quiet", "--no-trunc")
+				root := m.existingUser("root")
+				before := root.containers()
 				u.quadlets(files)
 				n := u.quadletUnit("NAME.service", "NAME")
 				if r := n.try("systemctl", "start", n.name); r.status == 0 {
@@ -506,8 +512,8 @@ func TestQuadletRefuses(t *testing.T) {
 				if journal := n.journal(n.name); !strings.Contains(journal, want) {
 					m.t.Errorf("the journal does not name %q:\n%s", want, journal)
 				}
-				if after := m.run("podman", "ps", "--all", "--quiet", "--no-trunc"); after != before {
-					m.t.Errorf("root has a container: %s", after)
+				if after := root.containers(); !maps.Equal(after, before) {
+					m.t.Errorf("root has a container: %v", after)
 				}
 				if strings.HasPrefix(c.name, "a misspelt section") {
 					if all := m.try("oci-mainpid", "check"); all.status != 1 || !strings.Contains(all.stdout, n.name) {
@@ -522,7 +528,7 @@ func TestQuadletRefuses(t *testing.T) {
 // TestQuadletBoot: enabled by [Install], it is up after a boot, with no
 // lingering anywhere.
 func TestQuadletBoot(t *testing.T) {
-	onFreshMachines(t, func(m machine) {
+	onFreshMachinesIn(t, onFirst, func(m machine) {
 		if err := install(m.box); err != nil {
 			m.t.Fatal(err)
 		}

@@ -53,7 +53,7 @@ func TestReadme(t *testing.T) {
 		t.Fatalf("%s has no row of Debian's packages", readme)
 	}
 
-	onFreshMachines(t, func(m machine) {
+	onFreshMachinesIn(t, onFirst, func(m machine) {
 		m.dockerHub()
 		r := &reader{machine: m}
 		inCheckout := func(blocks ...block) {

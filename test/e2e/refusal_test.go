@@ -21,7 +21,7 @@ const hookFile = "/usr/share/containers/oci/hooks.d/oci-mainpid-hook.json"
 func TestNoHook(t *testing.T) {
 	t.Parallel()
 	const advice = `oci-mainpid check `
-	onFreshMachines(t, func(m machine) {
+	onFreshMachinesIn(t, onLast, func(m machine) {
 		if err := install(m.box); err != nil {
 			m.t.Fatal(err)
 		}
@@ -29,7 +29,7 @@ func TestNoHook(t *testing.T) {
 		mixed, user := m.user().unit(service{mode: "mixed"}), m.user().unit(service{mode: "user"})
 		m.systemctl("start", "--no-block", mixed.name)
 
-		m.share("Cgroup user: as soon as podman ends", func(m machine) {
+		m.subtest("Cgroup user: as soon as podman ends", func(m machine) {
 			n := user.in(m)
 			n.startFails()
 			n.helperSaid("3", "has ended.*"+advice)
@@ -37,7 +37,7 @@ func TestNoHook(t *testing.T) {
 				m.t.Errorf("took %v", took)
 			}
 		})
-		m.share("Cgroup mixed: half a second after podman has ended", func(m machine) {
+		m.subtest("Cgroup mixed: half a second after podman has ended", func(m machine) {
 			n := mixed.in(m)
 			n.awaitFailed(60 * time.Second)
 			n.assertGone()
@@ -75,8 +75,8 @@ func TestHelperKilled(t *testing.T) {
 			n.awaitFailed(soon)
 			n.assertGone()
 		})
-		for _, runtime := range []string{"crun", "runc"} {
-			m.share("Cgroup user with "+runtime+": while it waits for the hook", func(m machine) {
+		for i, runtime := range []string{"crun", "runc"} {
+			m.everyOther(i, "Cgroup user with "+runtime+": while it waits for the hook", func(m machine) {
 				n, gate := m.user().gatedUnit(runtime)
 				m.systemctl("start", "--no-block", n.name)
 				gate.awaitReached()
@@ -85,7 +85,7 @@ func TestHelperKilled(t *testing.T) {
 				n.awaitFailed(soon)
 				n.assertGone()
 			})
-			m.share("Cgroup user with "+runtime+": while the hook waits for it", func(m machine) {
+			m.everyOther(i+1, "Cgroup user with "+runtime+": while the hook waits for it", func(m machine) {
 				n, gate := m.user().gatedUnit(runtime)
 				m.systemctl("start", "--no-block", n.name)
 				gate.awaitReached()
@@ -260,8 +260,8 @@ func (n unit) assertNotified(want map[string]bool) {
 // not take the main PID.
 func TestRootRefuses(t *testing.T) {
 	onStacks(t, func(m machine) {
-		for _, runtime := range []string{"crun", "runc"} {
-			m.share("Cgroup user with "+runtime, func(m machine) {
+		for i, runtime := range []string{"runc", "crun"} {
+			m.everyOther(i, "Cgroup user with "+runtime, func(m machine) {
 				n := m.user().unit(service{mode: "user", runtime: runtime})
 				n.editDropin(`notify-mainpid --user`, "notify-mainpid --conmon=/usr/local/bin/conmon --user")
 				m.systemctl("daemon-reload")

@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	soakSteps = flag.Int("soak", 12, "how many `STEPS` TestSoak does on each stack")
+	soakSteps = flag.Int("soak", 12, "how many `STEPS` TestSoak does")
 	soakSeed  = flag.Uint64("soak-seed", 1, "the `SEED` that draws them; make soak has another one each time")
 	soakFrom  = flag.Int("soak-from", 1, "the first `STEP` that is done")
 	soakGoOn  = flag.Bool("soak-go-on", false, "put right what is wrong after a step, and go on")
@@ -56,7 +56,7 @@ type fleet struct {
 // unit has no process left; it has no file left in /run/oci-mainpid.
 func TestSoak(t *testing.T) {
 	t.Logf("-soak-seed=%d", *soakSeed)
-	onFreshMachines(t, func(m machine) {
+	onFreshMachinesIn(t, onLast, func(m machine) {
 		if err := install(m.box); err != nil {
 			m.t.Fatal(err)
 		}
