@@ -101,6 +101,7 @@ func (r *reload) say(kind message.Kind, text string, cause error) {
 	log := message.Log{Program: message.OCIMainPID, Unit: r.unit.Name}
 	log.Add(message.InvocationID, os.Getenv("INVOCATION_ID"))
 	log.Say(kind, r.unit.Name+": "+text, cause)
+	log.Flush()
 }
 
 // status sets what systemctl status shows.
