@@ -309,8 +309,9 @@ func (n unit) reloadLines(count int) (replaced func(changes map[int]string)) {
 	}
 }
 
-// atOnce tests what else happens at the time of a reload of the unit, which runs.
-func (n unit) atOnce(m machine) {
+// atOnce tests what else happens at the time of a reload of the unit, which runs. What is
+// nearly the same with each word of Reload= is run by like.
+func (n unit) atOnce(m machine, like func(name string, test func(m machine))) {
 	m.subtest("two reloads at once", func(m machine) {
 		n := n.in(m)
 		n.endSlow()
@@ -323,7 +324,7 @@ func (n unit) atOnce(m machine) {
 			m.t.Error("the same container")
 		}
 	})
-	m.subtest("MAINPID= of the user's meanwhile", func(m machine) {
+	like("MAINPID= of the user's meanwhile", func(m machine) {
 		n := n.in(m)
 		// Since the start systemd hears everybody in the unit.
 		m.systemctl("restart", n.name)
@@ -340,7 +341,7 @@ func (n unit) atOnce(m machine) {
 		n.assertStayed(before)
 		n.assertOneContainer()
 	})
-	m.subtest("the unit's file is removed", func(m machine) {
+	like("the unit's file is removed", func(m machine) {
 		n := n.in(m)
 		m.run("mv", unitDir+"/"+n.name, unitDir+"/"+n.name+".away")
 		n.reload()
@@ -450,7 +451,7 @@ func TestReloadCutOff(t *testing.T) {
 			replaced(nil)
 			n.reload()
 		})
-		n.atOnce(m)
+		n.atOnce(m, m.subtest)
 		m.subtest("stopped meanwhile", func(m machine) {
 			n := n.in(m)
 			n.beginReload()

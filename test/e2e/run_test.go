@@ -191,7 +191,11 @@ func TestRun(t *testing.T) {
 				second(after)
 			}
 			// When it has just started podman.
-			for after := 6 * time.Millisecond; after < 30*time.Millisecond; after += 2 * time.Millisecond {
+			step := 8 * time.Millisecond
+			if *runEverywhere {
+				step /= 4
+			}
+			for after := 6 * time.Millisecond; after < 30*time.Millisecond; after += step {
 				m.try(append([]string{"sh", "-c", `"$@" >/dev/null 2>&1`, "sh", "timeout", "--signal=KILL", fmt.Sprint(after.Seconds())}, u.as(run("", sleep)...)...)...)
 				second(after)
 			}

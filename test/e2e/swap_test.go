@@ -102,7 +102,7 @@ func TestSwapCutOff(t *testing.T) {
 				n.endSlow()
 			})
 		}
-		n.atOnce(m)
+		n.atOnce(m, m.rare)
 		// ends checks that the unit fails and leaves nothing, and starts it.
 		ends := func(m machine) {
 			m.t.Helper()
