@@ -41,6 +41,8 @@ GO      ?= go
 INSTALL ?= install
 TOOLS   := $(GO) tool -modfile=tools/go.mod
 export CGO_ENABLED := 0
+# For all, so that what is compiled once is taken by tests, programs and tools.
+export GOFLAGS := $(filter-out -trimpath,$(GOFLAGS)) -trimpath
 
 PROGRAMS := oci-mainpid-hook notify-mainpid podman-pause oci-mainpid
 MANPAGES := $(patsubst docs/%.md,bin/man/%,$(wildcard docs/*.[1-8].md))
@@ -54,7 +56,7 @@ all: build man
 # The same source makes the same bytes anywhere: make reproducible. What git says
 # of the source is in there, too: go version -m.
 build:
-	$(GO) build -trimpath -buildvcs=$(if $(GIT_VERSION),auto,false) -ldflags='-s -w -X main.version=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+	$(GO) build -buildvcs=$(if $(GIT_VERSION),auto,false) -ldflags='-s -w -X main.version=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
 
 man: $(MANPAGES)
 bin/man/%: docs/%.md
@@ -64,7 +66,7 @@ bin/man/%: docs/%.md
 # The programs that are built may be for another machine than this one.
 completions:
 	@mkdir -p bin/completions
-	for shell in bash zsh fish; do env -u GOOS -u GOARCH $(GO) run -trimpath ./cmd/oci-mainpid completion $$shell >bin/completions/$$shell || exit; done
+	for shell in bash zsh fish; do env -u GOOS -u GOARCH $(GO) run ./cmd/oci-mainpid completion $$shell >bin/completions/$$shell || exit; done
 
 install: build man completions
 	$(INSTALL) -D -m 755 bin/oci-mainpid-hook $(DESTDIR)$(HOOK_BIN_DIR)/oci-mainpid-hook
@@ -115,7 +117,7 @@ uninstall:
 # A bill of materials of each program, in CycloneDX's format. It names the tool by
 # its bytes, so these must be the same anywhere, too.
 sbom: build
-	env -u GOOS -u GOARCH $(GO) build -trimpath -modfile=tools/go.mod -o bin/tools/ github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+	env -u GOOS -u GOARCH $(GO) build -modfile=tools/go.mod -o bin/tools/ github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
 	mkdir -p bin/sbom
 	for program in $(PROGRAMS); do bin/tools/cyclonedx-gomod bin -json -std -noserial -notimestamp -version=v$(VERSION) -output=bin/sbom/$$program.cdx.json bin/$$program || exit; done
 
