@@ -177,14 +177,15 @@ test: check fuzz emulated reproducible e2e
 # Every case on Debian unstable with podman 6 of experimental.
 unstable: build man
 	$(GO) test -tags e2e -count=1 -v ./test/sandbox -run '^TestMachine$$' -suites=unstable
-	$(GO) test -tags e2e -count=1 -timeout 4h -v -p 1 -parallel 4 ./test/e2e -stacks=unstable
+	$(GO) test -tags e2e -count=1 -timeout 4h -v -p 1 -parallel 4 ./test/e2e -stacks=unstable -everywhere
 
 # Much of what some tests do is to wait, for which more than the two run at once.
 # At the end come the failures again, with what they said.
 e2e: build man
 	$(TOOLS) gotestsum --format standard-verbose -- -tags e2e -vet=off -count=1 -timeout 84m -p 1 -parallel 4 ./test/sandbox ./test/e2e
 
-# Every case on every stack: e2e deals many out to the stacks.
+# Every case on every stack: e2e deals many out to the stacks, and leaves out those that
+# differ little from others.
 everywhere: build man
 	$(GO) test -tags e2e -count=1 -timeout 4h -v -parallel 4 ./test/e2e -everywhere
 

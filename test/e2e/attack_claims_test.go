@@ -115,7 +115,7 @@ func (b battle) claims() {
 		u := u.in(f.machine)
 		u.podman("run", "--detach", "--name=byhand", imageName, "sleep", "1000")
 		f.t.Cleanup(func() { u.try(u.as("podman", "rm", "--force", "--time=0", "byhand")...) })
-		byHand := u.kept("byhand").conmon
+		byHand := u.stored("byhand").conmon
 		for _, n := range stages {
 			f.judge(n.in(f.machine).attempt(`claim `+byHand, nil).notRefused(1, `refused: process \d+: belongs to another start or another unit`)...)
 		}
@@ -129,7 +129,7 @@ func (b battle) claims() {
 			podman container inspect --format='{{.State.ConmonPid}}' previous >previous
 			claim nothing`, nil)
 		f.t.Cleanup(func() { n.try(n.as("podman", "rm", "--force", "--time=0", "previous")...) })
-		previous := n.kept("previous").conmon
+		previous := n.stored("previous").conmon
 		if f.startTime(previous) == "" {
 			f.t.Fatalf("conmon %s is gone", previous)
 		}

@@ -52,7 +52,7 @@ func (o outcome) notOwn() []string {
 		wrong = append(wrong, fmt.Sprintf("notify-mainpid said %q", o.said))
 	}
 	if o.state == "active" {
-		o.claimed = o.kept(o.container).conmon
+		o.claimed = o.stored(o.container).conmon
 		return append(wrong, o.notTaken()...)
 	}
 	return append(wrong, o.notifications(`MAINPID=`, o.helper.pid)...)

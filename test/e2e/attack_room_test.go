@@ -106,7 +106,7 @@ func (b battle) environments() {
 	n.systemctl("start", "user@"+u.uid)
 	u.podman("run", "--detach", "--name=byhand", imageName, "sleep", "1000")
 	b.t.Cleanup(func() { u.try(u.as("podman", "rm", "--force", "--time=0", "byhand")...) })
-	byHand := u.kept("byhand").conmon
+	byHand := u.stored("byhand").conmon
 	edited := n
 	edited.name = u.name + "-stage@.service"
 	edited.dropin(70, "[Service]\nEnvironmentFile=-"+u.home()+"/environment\n")

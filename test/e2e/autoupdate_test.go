@@ -82,7 +82,7 @@ func (n updated) version() string {
 }
 
 // as it is now: its container.
-func (n updated) id() string { n.t.Helper(); return n.kept(n.container).id }
+func (n updated) id() string { n.t.Helper(); return n.stored(n.container).id }
 
 // saidOneLine checks that a command failed with one line that matches.
 func (m machine) saidOneLine(r result, pattern string) {

@@ -161,7 +161,7 @@ func onStacksIn(t *testing.T, where place, test func(m machine)) {
 // for as long. With -everywhere, and in make attack, everything runs everywhere.
 type place int
 
-var runEverywhere = flag.Bool("everywhere", false, "run on all stacks what one stack is enough for, too")
+var runEverywhere = flag.Bool("everywhere", false, "run all cases on all stacks, also those that one stack is enough for, and those that differ little from others")
 
 const (
 	everywhere place = iota

@@ -59,7 +59,7 @@ func TestOthersContainers(t *testing.T) {
 
 		m.subtest("by hand by the same user", func(m machine) {
 			m.must(n.in(m).login(byHand...))
-			conmon := n.in(m).kept("byhand").conmon
+			conmon := n.in(m).stored("byhand").conmon
 			if got := m.cgroup(conmon); strings.Contains(got, n.name) {
 				m.t.Errorf("its conmon is in %s", got)
 			}

@@ -110,7 +110,7 @@ func TestJournalOfAStart(t *testing.T) {
 					command: `sh -c 'trap "exit 0" TERM; echo said by the container; sleep 1000 & wait'`})
 				n.start()
 				p := n.assertMainPIDIsConmon()
-				id := n.kept(n.container).id
+				id := n.stored(n.container).id
 				n.assertSaid(message.MainProcess, `conmon `+p.conmon+` of container `+id[:12]+` \(`+n.container+`\) is the main process$`, map[string]string{
 					"CONMON_PID": p.conmon, "CONTAINER_ID": id[:12], "CONTAINER_NAME": n.container, "CONTAINER_ID_FULL": "",
 					"INVOCATION_ID": n.property("InvocationID"), "_UID": "0",

@@ -139,7 +139,7 @@ func (n unit) assertNothingLeaked(container string) {
 	n.t.Helper()
 	if has := n.shell(`
 		ls -l /proc/$1/fd | grep -e oci-mainpid -e deleted || :
-		tr '\0' '\n' </proc/$1/environ | grep -e OCI_MAINPID -e mainpidfile || :`, n.kept(container).payload); has != "" {
+		tr '\0' '\n' </proc/$1/environ | grep -e OCI_MAINPID -e mainpidfile || :`, n.stored(container).payload); has != "" {
 		n.t.Errorf("%s has open files or an environment of ours: %s", container, has)
 	}
 }
@@ -401,7 +401,7 @@ func TestQuadletSockets(t *testing.T) {
 				m.assertAnswers("http://localhost/", u.name+"-web", "--unix-socket", web)
 				m.assertAnswers("http://localhost/", u.name+"-admin", "--unix-socket", admin)
 				n := u.quadletUnit("NAME.service", "NAME")
-				if got := n.kept(n.container).payload; n.shell(`tr '\0' '\n' </proc/$1/environ | grep ^LISTEN_FDS=`, got) != "LISTEN_FDS=2" {
+				if got := n.stored(n.container).payload; n.shell(`tr '\0' '\n' </proc/$1/environ | grep ^LISTEN_FDS=`, got) != "LISTEN_FDS=2" {
 					m.t.Errorf("the container has not got exactly two descriptors")
 				}
 				noExec := ""

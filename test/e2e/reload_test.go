@@ -18,11 +18,11 @@ func reloading(how, cgroup string) string {
 // returns the processes of the new one.
 func (n unit) reload() processes {
 	n.t.Helper()
-	before, id := n.properties(), n.kept(n.container).id
+	before, id := n.properties(), n.stored(n.container).id
 	n.systemctl("reload", n.name)
 	p := n.assertMainPIDIsConmon()
 	n.assertStayed(before)
-	if after := n.kept(n.container).id; after == id || p.conmon == before["MainPID"] {
+	if after := n.stored(n.container).id; after == id || p.conmon == before["MainPID"] {
 		n.t.Errorf("the same container %s, conmon %s", id, p.conmon)
 	}
 	n.assertOneContainer()
@@ -167,7 +167,7 @@ func (m machine) reloads(how string) {
 			u.quadlets(map[string]string{"NAME.container": sleeper + more})
 			n := u.quadletUnit("NAME.service", "NAME")
 			n.start()
-			before, id := n.properties(), n.kept(n.container).id
+			before, id := n.properties(), n.stored(n.container).id
 			m.write(quadletDir+"/"+u.name+"/"+u.name+".container", strings.NewReplacer("NAME", u.name, "USER", u.name).Replace(strings.TrimSuffix(sleeper, "\n")+"\n"+c.lines+more))
 			m.systemctl("daemon-reload")
 			if r := m.try("systemctl", "reload", n.name); r.status == 0 {
@@ -177,7 +177,7 @@ func (m machine) reloads(how string) {
 			n.assertStayed(before)
 			n.assertOneContainer()
 			stays := !swap || c.before
-			if after := n.kept(n.container).id; (after == id) != stays || stays && n.property("MainPID") != before["MainPID"] {
+			if after := n.stored(n.container).id; (after == id) != stays || stays && n.property("MainPID") != before["MainPID"] {
 				m.t.Errorf("the container was %s, and is %s", id, after)
 			}
 			said := n.messages("oci-mainpid")
@@ -315,12 +315,12 @@ func (n unit) atOnce(m machine, like func(name string, test func(m machine))) {
 	m.subtest("two reloads at once", func(m machine) {
 		n := n.in(m)
 		n.endSlow()
-		before, id := n.properties(), n.kept(n.container).id
+		before, id := n.properties(), n.stored(n.container).id
 		m.shell(`systemctl reload "$1" & first=$!; systemctl reload "$1"; wait $first`, n.name)
 		n.assertMainPIDIsConmon()
 		n.assertStayed(before)
 		n.assertOneContainer()
-		if n.kept(n.container).id == id {
+		if n.stored(n.container).id == id {
 			m.t.Error("the same container")
 		}
 	})
@@ -373,7 +373,7 @@ func TestReloadReexec(t *testing.T) {
 		for _, how := range []string{"beside", "swap"} {
 			m.share(how, func(m machine) {
 				n := m.slowUnit(how)
-				before, id := n.properties(), n.kept(n.container).id
+				before, id := n.properties(), n.stored(n.container).id
 				n.beginReload()
 				m.systemctl("daemon-reexec")
 				m.systemctl("daemon-reload")
@@ -382,7 +382,7 @@ func TestReloadReexec(t *testing.T) {
 				n.assertMainPIDIsConmon()
 				n.assertStayed(before)
 				n.assertOneContainer()
-				if n.kept(n.container).id == id {
+				if n.stored(n.container).id == id {
 					m.t.Error("the same container")
 				}
 				n.stop()
@@ -397,13 +397,13 @@ func TestReloadReexec(t *testing.T) {
 func TestReloadCutOff(t *testing.T) {
 	onOneStack(t, onLast, func(m machine) {
 		n := m.slowUnit("beside")
-		before, id := n.assertMainPIDIsConmon(), n.kept(n.container).id
+		before, id := n.assertMainPIDIsConmon(), n.stored(n.container).id
 		// unchanged checks that the old container goes on.
 		unchanged := func(m machine) {
 			m.t.Helper()
 			n := n.in(m)
 			n.awaitReloaded()
-			if after := n.assertMainPIDIsConmon(); after != before || n.kept(n.container).id != id {
+			if after := n.assertMainPIDIsConmon(); after != before || n.stored(n.container).id != id {
 				m.t.Errorf("before %v, after %v", before, after)
 			}
 			n.assertOneContainer()

@@ -59,7 +59,7 @@ func (r running) kill(signal string) { r.t.Helper(); r.run("kill", "-"+signal, r
 // ignores before, being PID 1.
 func (u user) awaitHandler(container string, signal unix.Signal) {
 	u.t.Helper()
-	pid := u.kept(container).payload
+	pid := u.stored(container).payload
 	u.await("it handles the signal", soon, func() bool {
 		caught, err := strconv.ParseUint(u.try("sed", "-n", `s/^SigCgt:\t//p`, "/proc/"+pid+"/status").stdout, 16, 64)
 		return err == nil && caught>>(signal-1)&1 == 1
@@ -143,7 +143,7 @@ func TestRun(t *testing.T) {
 				r := u.supervised(run("--notify=fd:3 --pid-file="+pidFile, sleep)...)
 				r.awaitReady()
 				r.awaitHandler("a", unix.SIGUSR1)
-				if got, want := m.run("cat", pidFile), u.kept("a").conmon; got != want || m.run("ps", "-o", "ppid=", want) == "" {
+				if got, want := m.run("cat", pidFile), u.stored("a").conmon; got != want || m.run("ps", "-o", "ppid=", want) == "" {
 					m.t.Errorf("the PID file has %s, conmon is %s", got, want)
 				}
 				if got := strings.TrimSpace(m.run("ps", "-o", "ppid=", m.run("cat", pidFile))); got != r.pid {

@@ -5,18 +5,19 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"path"
 	"strings"
 )
 
-// kept is a container as podman keeps it on disk.
-type kept struct {
+// stored is a container as podman has it on disk.
+type stored struct {
 	id string
 	processes
 }
 
 // containers returns the user's containers by name. It reads what podman and conmon
-// have written: to ask podman takes ten times as long, which tests do everywhere.
-func (u user) containers() map[string]kept {
+// have written: every case needs that, and to ask podman takes ten times as long.
+func (u user) containers() map[string]stored {
 	u.t.Helper()
 	storage, run := u.home()+"/.local/share/containers/storage", u.runtimeDir()+"/containers"
 	if u.uid == "0" {
@@ -34,13 +35,13 @@ func (u user) containers() map[string]kept {
 			[ ! -e "$file" ] || { cat "$file"; echo; }
 		done`, storage, run)
 	running := map[string]processes{}
-	all := map[string]kept{}
+	all := map[string]stored{}
 	for line := range strings.Lines(out) {
 		if !strings.HasPrefix(line, "[") {
 			var dir string
 			var p processes
 			fmt.Sscan(line, &dir, &p.conmon, &p.payload)
-			running[dir[strings.LastIndex(dir, "/")+1:]] = p
+			running[path.Base(dir)] = p
 			continue
 		}
 		var containers []struct {
@@ -52,15 +53,15 @@ func (u user) containers() map[string]kept {
 		}
 		for _, c := range containers {
 			for _, name := range c.Names {
-				all[name] = kept{c.ID, running[c.ID]}
+				all[name] = stored{c.ID, running[c.ID]}
 			}
 		}
 	}
 	return all
 }
 
-// kept returns the user's container of that name, which there must be.
-func (u user) kept(container string) kept {
+// stored returns the user's container of that name, which there must be.
+func (u user) stored(container string) stored {
 	u.t.Helper()
 	all := u.containers()
 	c, ok := all[container]

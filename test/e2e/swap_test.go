@@ -17,11 +17,11 @@ func TestSwap(t *testing.T) {
 			u.quadlets(map[string]string{"NAME.container": sleeper + owned + reloading("swap", "mixed")})
 			n := u.quadletUnit("NAME.service", "NAME")
 			n.start()
-			before, id := n.assertMainPIDIsConmon(), n.kept(n.container).id
+			before, id := n.assertMainPIDIsConmon(), n.stored(n.container).id
 			m.run("mv", quadletDir+"/"+u.name, "/run/"+u.name)
 			m.systemctl("daemon-reload")
 			r := m.try("systemctl", "reload", n.name)
-			if after := n.assertMainPIDIsConmon(); r.status == 0 || after != before || n.kept(n.container).id != id {
+			if after := n.assertMainPIDIsConmon(); r.status == 0 || after != before || n.stored(n.container).id != id {
 				m.t.Errorf("before %v, after %v: %v", before, after, r)
 			}
 			m.run("mv", "/run/"+u.name, quadletDir+"/"+u.name)
@@ -81,7 +81,7 @@ func TestSwapCutOff(t *testing.T) {
 			n.assertMainPIDIsConmon()
 			n.assertStayed(before)
 			n.assertOneContainer()
-			if n.kept(n.container).id == id {
+			if n.stored(n.container).id == id {
 				m.t.Error("the old container runs: nothing was swapped")
 			}
 			if result := n.property("ReloadResult"); result == "success" {
@@ -95,7 +95,7 @@ func TestSwapCutOff(t *testing.T) {
 		} {
 			m.subtest(c.name, func(m machine) {
 				n := n.in(m)
-				before, id := n.properties(), n.kept(n.container).id
+				before, id := n.properties(), n.stored(n.container).id
 				conmon := n.beginReload()
 				m.shell(`kill -9 $(`+c.victim+`)`, n.name, n.uid, conmon)
 				back(m, before, id)

@@ -268,7 +268,7 @@ type processes struct{ conmon, payload string }
 // the conmon of its container.
 func (n unit) assertMainPIDIsConmon() processes {
 	n.t.Helper()
-	p := n.kept(n.container).processes
+	p := n.stored(n.container).processes
 	n.assertProperties(map[string]string{"ActiveState": "active", "MainPID": p.conmon})
 	if exe := n.try("readlink", "/proc/"+p.conmon+"/exe").stdout; path.Base(exe) != "conmon" {
 		n.t.Fatalf("conmon of %s, PID %s, executes %s", n.container, p.conmon, exe)
