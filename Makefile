@@ -248,7 +248,7 @@ $(QEMU):
 emulated: $(QEMU)
 	for arch in $(EMULATED); do case $$arch in arm64) qemu=aarch64 ;; 386) qemu=i386 ;; *) qemu=$$arch ;; esac; \
 		echo "$$arch:"; $(TOOLS) gotestsum --format pkgname --format-hide-empty-pkg --raw-command -- \
-			env OCI_MAINPID_EMULATED=1 GOARCH=$$arch $(GO) test -vet=off -json -exec=$(QEMU)/usr/bin/qemu-$$qemu \
+			env OCI_MAINPID_EMULATED=1 GOARCH=$$arch $(GO) test -vet=off -parallel 8 -json -exec=$(QEMU)/usr/bin/qemu-$$qemu \
 			$$($(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...) || exit; done
 
 # Needs a kernel with AF_VSOCK and its module vsock_loopback, and systemd-notify.
@@ -264,11 +264,12 @@ fuzz:
 	@grep -rEo --include='*_test.go' 'func Fuzz[A-Za-z]+' . | sed 's/:func / /' | while read -r file test; do \
 		echo "$$test in $${file%/*}"; $(GO) test -run '^$$' -fuzz "^$$test\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$${file%/*}" || exit; done
 
+# Unit tests that wait are parallel, more of them than there are processors.
 check:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
 	$(GO) vet -tags e2e,machines,vsock ./...
 	$(TOOLS) staticcheck -tags e2e,machines,vsock ./...
-	$(GO) test -vet=off ./...
+	$(GO) test -vet=off -parallel 8 ./...
 
 # BENCH has flags; go run ./test/bench -h lists them.
 bench: build man

@@ -98,8 +98,10 @@ func connections(t *testing.T, kind int, network string) (s *Server, connect fun
 
 // TestConnections: what a server makes of connections, each of which is a message.
 func TestConnections(t *testing.T) {
+	t.Parallel()
 	for network, kind := range map[string]int{"unix": unix.SOCK_STREAM, "unixpacket": unix.SOCK_SEQPACKET} {
 		t.Run(network, func(t *testing.T) {
+			t.Parallel() // each waits for Timeout
 			s, connect := connections(t, kind, network)
 			send := func(t *testing.T, pieces ...string) *net.UnixConn {
 				t.Helper()
