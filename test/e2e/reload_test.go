@@ -212,7 +212,7 @@ func TestReloadSockets(t *testing.T) {
 		}
 		n.reload()
 		m.assertAnswers("http://localhost/", "web", "--unix-socket", path)
-		m.assertNoneLost(client, 10_000)
+		m.assertNoneLost(client, 1_000)
 		m.systemctl("stop", name, n.name)
 		n.assertGone()
 	})
