@@ -206,10 +206,12 @@ inits: build man
 fleet: build man
 	$(GO) test -tags e2e,machines -count=1 -timeout 60m -v ./test/e2e -run '^TestFleet'
 
-# What needs a kernel of its own, on machines that qemu runs, and Debian's policy for
-# SELinux, whose installation takes minutes. CI has no time for them.
+# What needs a kernel of its own, on machines that qemu runs; what judges the packages, the
+# man pages and the completions, and Debian's policy for SELinux, whose installation takes
+# minutes; and Debian 12. CI has no time for them.
 machines: build man
-	$(GO) test -tags e2e,machines -count=1 -timeout 60m -v -p 1 ./test/sandbox ./test/e2e -run '^TestWhole|^TestSELinux$$'
+	$(GO) test -tags e2e -count=1 -v ./test/sandbox -run '^TestMachine$$' -suites=bookworm
+	$(GO) test -tags e2e,machines -count=1 -timeout 90m -v -p 1 ./test/sandbox ./test/e2e -run '^TestWhole|^TestSELinux$$|^TestCheckers$$|^TestDebiansTools$$|Debian12$$'
 
 # SOAK steps on each of the two stacks, in each of which something goes wrong by
 # chance; 200 units at once, with the project and without; and what 200 units of 20

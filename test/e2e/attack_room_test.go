@@ -8,7 +8,6 @@ import (
 	"path"
 	"strconv"
 	"strings"
-	"testing"
 	"time"
 
 	"oci-mainpid-hook/test/sandbox"
@@ -241,22 +240,5 @@ func (b battle) timeouts() {
 		begin = time.Now()
 		f.try("systemctl", "stop", n.name)
 		f.judge(verdict("a stop", time.Since(begin))...)
-	})
-}
-
-// TestAttackDebian12 is what TestAttack tries where systemd goes by the PID alone
-// and podman keeps its environment from conmon.
-func TestAttackDebian12(t *testing.T) {
-	var table tally
-	t.Cleanup(table.print)
-	(&stack{suite: sandbox.Bookworm}).onFreshMachine(t, func(m machine) {
-		if err := install(m.box); err != nil {
-			m.t.Fatal(err)
-		}
-		m.installAttacker()
-		m.systemctl("log-level", "debug")
-		b := battle{m, &table, false}
-		m.subtest("reused PIDs", func(m machine) { battle{m, &table, false}.reusedPIDs() })
-		b.fight("a rootful container whose image names a file of root's as the mainpid file", func(f fight) { f.judge(f.imageNamesFile()...) })
 	})
 }

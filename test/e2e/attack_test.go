@@ -61,7 +61,7 @@ func TestAttack(t *testing.T) {
 	})
 }
 
-var raceTime = flag.Duration("race-time", 3*time.Second, "how `LONG` TestAttack tries each race, at most")
+var raceTime = flag.Duration("race-time", 2*time.Second, "how `LONG` TestAttack tries each race, at most")
 
 // thorough reports whether there is time for everything, as in make attack: else at
 // least one case of each kind is tried.

@@ -1,4 +1,4 @@
-//go:build e2e
+//go:build e2e && machines
 
 package e2e
 
@@ -61,5 +61,22 @@ func TestDebian12(t *testing.T) {
 		if r := u.try(u.as("podman", "run", "--rm", imageName, "echo", "hello")...); r.stdout != "hello" || r.stderr != "" {
 			m.t.Error(r)
 		}
+	})
+}
+
+// TestAttackDebian12 is what TestAttack tries where systemd goes by the PID alone
+// and podman keeps its environment from conmon.
+func TestAttackDebian12(t *testing.T) {
+	var table tally
+	t.Cleanup(table.print)
+	(&stack{suite: sandbox.Bookworm}).onFreshMachine(t, func(m machine) {
+		if err := install(m.box); err != nil {
+			m.t.Fatal(err)
+		}
+		m.installAttacker()
+		m.systemctl("log-level", "debug")
+		b := battle{m, &table, false}
+		m.subtest("reused PIDs", func(m machine) { battle{m, &table, false}.reusedPIDs() })
+		b.fight("a rootful container whose image names a file of root's as the mainpid file", func(f fight) { f.judge(f.imageNamesFile()...) })
 	})
 }

@@ -219,13 +219,8 @@ func onOneStack(t *testing.T, where place, test func(m machine)) {
 	onStacksIn(t, where, test)
 }
 
-// onFreshMachines is onStacks for a test that changes its machine for good. The
+// onFreshMachinesIn is onStacksIn for a test that changes its machine for good. The
 // machine has not got the product.
-func onFreshMachines(t *testing.T, test func(m machine)) {
-	onFreshMachinesIn(t, everywhere, test)
-}
-
-// onFreshMachinesIn is onFreshMachines for a test that one stack may be enough for.
 func onFreshMachinesIn(t *testing.T, where place, test func(m machine)) {
 	for _, s := range stacks() {
 		if where.has(s.suite) {

@@ -1,4 +1,4 @@
-//go:build e2e
+//go:build e2e && machines
 
 package e2e
 
@@ -9,7 +9,20 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"testing"
 )
+
+// TestCheckers: what can check the packages, and the files for other distributions, has
+// nothing to say of them.
+func TestCheckers(t *testing.T) {
+	t.Parallel()
+	withPackages(t, onLast, func(m machine) {
+		m.debian("lintian", "rpm", "rpmlint", "shellcheck", "nix-bin")
+		m.subtest("recipes", recipes)
+		m.subtest("lintian", lintian)
+		m.subtest("rpmlint", rpmlint)
+	})
+}
 
 // recipes: the files for other distributions hold before what can check them here. None
 // of these distributions is here.
@@ -127,4 +140,33 @@ func makePackage(srcdir, pkgdir string) error {
 		return fmt.Errorf("package() of the PKGBUILD: %w\n%s", err, out)
 	}
 	return nil
+}
+
+// lintian: the checker of Debian's packages has nothing to say, apart from what
+// packaging/lintian-overrides gives a reason for.
+func lintian(m machine) {
+	// Overridden tags are shown, so that there is something to see if all is well.
+	out := m.run("lintian", "--allow-root", "--show-overrides", packageDir+"/"+newerVersion+".deb")
+	m.t.Log(out)
+	if !strings.Contains(out, "O: oci-mainpid-hook: statically-linked-binary") {
+		m.t.Error("lintian did not look at the programs")
+	}
+	if found := regexp.MustCompile(`(?m)^[EW]: .*`).FindAllString(out, -1); found != nil {
+		m.t.Errorf("lintian found %q", found)
+	}
+}
+
+// rpmlint: the checker of rpm packages finds no error, apart from what
+// packaging/rpmlint.toml gives a reason for.
+func rpmlint(m machine) {
+	config, err := os.ReadFile("../../packaging/rpmlint.toml")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.write(packageDir+"/rpmlint.toml", string(config))
+	out := m.run("rpmlint", "--config", packageDir+"/rpmlint.toml", packageDir+"/"+newerVersion+".rpm")
+	m.t.Log(out)
+	if !strings.Contains(out, "1 packages and 0 specfiles checked; 0 errors") {
+		m.t.Error("rpmlint found errors")
+	}
 }
