@@ -44,7 +44,7 @@ func TestAttack(t *testing.T) {
 			{"readiness", battle.readiness, onLast},
 			{"own unit", battle.ownUnit, onFirst},
 			{"failing closed", battle.failClosed, everywhere},
-			{"names", battle.names, onFirst},
+			{"names", battle.names, onLast},
 			{"environments", battle.environments, onLast},
 			{"rooms", battle.rooms, onFirst},
 			{"strangers", battle.strangers, onLast},
