@@ -174,7 +174,7 @@ demo: build man
 
 test: check fuzz emulated reproducible e2e
 
-# Every case on Debian unstable with podman 6 of experimental.
+# The cases of everywhere, on Debian unstable with podman 6 of experimental.
 unstable: build man
 	$(GO) test -tags e2e -count=1 -v ./test/sandbox -run '^TestMachine$$' -suites=unstable
 	$(GO) test -tags e2e -count=1 -timeout 4h -v -p 1 -parallel 4 ./test/e2e -stacks=unstable -everywhere
@@ -184,8 +184,8 @@ unstable: build man
 e2e: build man
 	$(TOOLS) gotestsum --format standard-verbose -- -tags e2e -vet=off -count=1 -timeout 84m -p 1 -parallel 4 ./test/sandbox ./test/e2e
 
-# Every case on every stack: e2e deals many out to the stacks, and leaves out those that
-# differ little from others.
+# Every case on every stack, but for those of machines: e2e deals many out to the stacks,
+# and leaves out those that differ little from others.
 everywhere: build man
 	$(GO) test -tags e2e -count=1 -timeout 4h -v -parallel 4 ./test/e2e -everywhere
 
