@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// ask connects to each address, a path or HOST:PORT, again and again, until
-// it gets SIGTERM. Then it prints how many connections were answered, and how many were
-// not. Between two there is a millisecond, for the others who need the processor.
+// ask connects to each address, a path or HOST:PORT, again and again, until it gets
+// SIGTERM. Then it prints how many connections were answered, and how many were not.
+// Between two there is a millisecond, for the others who need the processor.
 func ask(ctx context.Context, addresses []string) error {
 	var mutex sync.Mutex
 	answered, lost, longest := 0, 0, time.Duration(0)
