@@ -5,109 +5,116 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"oci-mainpid-hook/test/sandbox"
 )
 
-const usage = `Usage:
-  sandbox build SUITE...              make the root file systems of the suites
-  sandbox boot [--name NAME] [--whole] SUITE
-                                      boot a machine and print its name; --whole: with
-                                      a kernel of its own, in qemu
-  sandbox run NAME COMMAND [ARG...]   run a command in it, as root
-  sandbox shell NAME                  run a shell in it
-  sandbox list                        list the machines: name, suite, state, root directory
-  sandbox poweroff NAME... | --all    power machines off and remove all that is left of them
-
-Suites: %s.
-Root file systems and disks are kept in $%s,
-or else in /var/cache/oci-mainpid-sandbox. All of this needs root.
-`
-
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, os.Args[1:])
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-	case errors.As(err, &exit):
-		os.Exit(exitStatus(exit))
-	case errors.Is(err, errUsage):
-		printUsage(os.Stderr)
-		os.Exit(2)
-	default:
-		fmt.Fprintln(os.Stderr, "sandbox:", strings.TrimPrefix(err.Error(), "sandbox: "))
-		os.Exit(1)
-	}
+	os.Exit(run(ctx, os.Args[1:], os.Stderr))
 }
 
-var errUsage = errors.New("usage")
-
-func printUsage(w *os.File) {
-	var names []string
-	for _, s := range sandbox.Suites() {
-		names = append(names, string(s))
-	}
-	fmt.Fprintf(w, usage, strings.Join(names, ", "), sandbox.CacheVariable)
-}
-
-// exitStatus is a shell's: that of the command, or 128 and the signal.
-func exitStatus(err *exec.ExitError) int {
-	if ws, ok := err.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		return 128 + int(ws.Signal())
-	}
-	return err.ExitCode()
-}
-
-func run(ctx context.Context, args []string) error {
-	if len(args) == 0 {
-		return errUsage
-	}
-	name, args := args[0], args[1:]
-	switch name {
-	case "-h", "-help", "--help", "help":
-		printUsage(os.Stdout)
+// run carries out a command line, and returns the status to exit with. It writes to
+// stderr why that is not 0.
+func run(ctx context.Context, args []string, stderr io.Writer) int {
+	understood := false
+	root := command()
+	root.SetArgs(args)
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		understood = true
+		if os.Geteuid() != 0 {
+			return sandbox.ErrNotRoot
+		}
 		return nil
 	}
-	if os.Geteuid() != 0 {
-		return sandbox.ErrNotRoot
+	err := root.ExecuteContext(ctx)
+	if err != nil && !understood {
+		fmt.Fprintf(stderr, "sandbox: %v (see sandbox --help)\n", err)
+		return 2
 	}
-	switch name {
-	case "build":
-		return build(ctx, args)
-	case "boot":
-		return boot(ctx, args)
-	case "run":
-		return command(ctx, args)
-	case "shell":
-		if len(args) != 1 {
-			return errUsage
-		}
-		// A session and a terminal of the machine's own.
-		return command(ctx, []string{args[0], "systemd-run", "--quiet", "--pty", "--wait", "--collect",
-			"--property=PAMName=login", "--setenv=TERM=" + os.Getenv("TERM"), "/bin/bash", "-l"})
-	case "list":
-		return list(args)
-	case "poweroff":
-		return powerOff(ctx, args)
+	return report(err, stderr)
+}
+
+func report(err error, stderr io.Writer) int {
+	if err == nil {
+		return 0
 	}
-	return errUsage
+	if status := exitStatus(0); errors.As(err, &status) {
+		return int(status)
+	}
+	fmt.Fprintln(stderr, "sandbox:", strings.TrimPrefix(err.Error(), "sandbox: "))
+	return 1
+}
+
+// exitStatus is how a command in a machine has ended, as a shell says it: the command's
+// status, or 128 and the signal. The command has said why.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+func command() *cobra.Command {
+	suites := strings.Trim(fmt.Sprint(sandbox.Suites()), "[]")
+	root := &cobra.Command{
+		Use:   "sandbox",
+		Short: "Boot and manage throw-away Debian machines",
+		Long: "sandbox boots and manages throw-away Debian machines, and needs root.\n" +
+			"Suites: " + suites + ".\n" +
+			"Root file systems and disks are kept in $" + sandbox.CacheVariable + ",\nor else in /var/cache/oci-mainpid-sandbox.",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("unknown command %q", args[0])
+			}
+			return errors.New("no command given")
+		},
+		Run: func(*cobra.Command, []string) {}, // never: Args fails
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	runCommand := &cobra.Command{
+		Use:   "run NAME COMMAND [ARG...]",
+		Short: "Run a command in a machine, as root",
+		Args:  cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runIn(cmd.Context(), args[0], args[1], args[2:]...)
+		},
+	}
+	runCommand.Flags().SetInterspersed(false)
+	root.AddCommand(&cobra.Command{
+		Use:   "build SUITE...",
+		Short: "Make the root file systems of the suites",
+		Args:  cobra.MinimumNArgs(1),
+		RunE:  func(cmd *cobra.Command, suites []string) error { return build(cmd.Context(), suites) },
+	}, bootCommand(), runCommand, &cobra.Command{
+		Use:   "shell NAME",
+		Short: "Run a shell in a machine",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			// A session and a terminal of the machine's own.
+			return runIn(cmd.Context(), args[0], "systemd-run", "--quiet", "--pty", "--wait", "--collect",
+				"--property=PAMName=login", "--setenv=TERM="+os.Getenv("TERM"), "/bin/bash", "-l")
+		},
+	}, &cobra.Command{
+		Use:   "list",
+		Short: "List the machines: name, suite, state, root directory",
+		Args:  cobra.NoArgs,
+		RunE:  func(*cobra.Command, []string) error { return list() },
+	}, powerOffCommand())
+	return root
 }
 
 func build(ctx context.Context, suites []string) error {
-	if len(suites) == 0 {
-		return errUsage
-	}
 	for _, s := range suites {
 		if err := sandbox.Build(ctx, sandbox.Suite(s), os.Stderr); err != nil {
 			return err
@@ -116,54 +123,48 @@ func build(ctx context.Context, suites []string) error {
 	return nil
 }
 
-func boot(ctx context.Context, args []string) error {
-	var c sandbox.Config
-	flags := flag.NewFlagSet("boot", flag.ContinueOnError)
-	flags.SetOutput(os.Stderr)
-	flags.StringVar(&c.Name, "name", "", "name of the machine")
-	flags.BoolVar(&c.Whole, "whole", false, "a kernel of its own")
-	// The suite may stand before the flags and after them.
-	for len(args) > 0 {
-		if !strings.HasPrefix(args[0], "-") {
-			if c.Suite != "" {
-				return errUsage
+func bootCommand() *cobra.Command {
+	c := sandbox.Config{Progress: os.Stderr}
+	cmd := &cobra.Command{
+		Use:   "boot SUITE",
+		Short: "Boot a machine, and print its name",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c.Suite = sandbox.Suite(args[0])
+			m, err := sandbox.Boot(cmd.Context(), c)
+			if err != nil {
+				return err
 			}
-			c.Suite, args = sandbox.Suite(args[0]), args[1:]
-			continue
-		}
-		if flags.Parse(args) != nil {
-			return errUsage
-		}
-		args = flags.Args()
+			fmt.Println(m.Name)
+			return nil
+		},
 	}
-	if c.Suite == "" {
-		return errUsage
-	}
-	c.Progress = os.Stderr
-	m, err := sandbox.Boot(ctx, c)
-	if err != nil {
-		return err
-	}
-	fmt.Println(m.Name)
-	return nil
+	cmd.Flags().StringVar(&c.Name, "name", "", "`NAME` of the machine")
+	cmd.Flags().BoolVar(&c.Whole, "whole", false, "with a kernel of its own, in qemu")
+	return cmd
 }
 
-func command(ctx context.Context, args []string) error {
-	if len(args) < 2 {
-		return errUsage
-	}
-	m, err := sandbox.Attach(args[0])
+func runIn(ctx context.Context, machine, name string, args ...string) error {
+	m, err := sandbox.Attach(machine)
 	if err != nil {
 		return err
 	}
-	cmd := m.Command(ctx, args[1], args[2:]...)
+	cmd := m.Command(ctx, name, args...)
 	if isTerminal(os.Stdin) {
 		// The command has to be in the terminal's process group to read from
 		// it, and gets the terminal's signals itself.
 		cmd.SysProcAttr, cmd.Cancel, cmd.WaitDelay = nil, nil, 0
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	return cmd.Run()
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return exitStatus(128 + int(ws.Signal()))
+	}
+	return exitStatus(exit.ExitCode())
 }
 
 func isTerminal(f *os.File) bool {
@@ -171,10 +172,7 @@ func isTerminal(f *os.File) bool {
 	return err == nil
 }
 
-func list(args []string) error {
-	if len(args) != 0 {
-		return errUsage
-	}
+func list() error {
 	machines, err := sandbox.List()
 	if err != nil {
 		return err
@@ -189,25 +187,38 @@ func list(args []string) error {
 	return nil
 }
 
-func powerOff(ctx context.Context, args []string) error {
-	if len(args) == 0 {
-		return errUsage
-	}
-	var machines []*sandbox.Machine
-	if len(args) == 1 && args[0] == "--all" {
-		var err error
-		if machines, err = sandbox.List(); err != nil {
-			return err
-		}
-	} else {
-		for _, name := range args {
-			m, err := sandbox.Attach(name)
-			if err != nil {
-				return err
+func powerOffCommand() *cobra.Command {
+	all := false
+	cmd := &cobra.Command{
+		Use:   "poweroff NAME...",
+		Short: "Power machines off, and remove all that is left of them",
+		Args: func(cmd *cobra.Command, names []string) error {
+			if all {
+				return cobra.NoArgs(cmd, names)
 			}
-			machines = append(machines, m)
-		}
+			return cobra.MinimumNArgs(1)(cmd, names)
+		},
+		RunE: func(cmd *cobra.Command, names []string) error {
+			if all {
+				machines, err := sandbox.List()
+				return errors.Join(err, powerOff(cmd.Context(), machines))
+			}
+			var machines []*sandbox.Machine
+			for _, name := range names {
+				m, err := sandbox.Attach(name)
+				if err != nil {
+					return err
+				}
+				machines = append(machines, m)
+			}
+			return powerOff(cmd.Context(), machines)
+		},
 	}
+	cmd.Flags().BoolVar(&all, "all", false, "all machines, without a NAME")
+	return cmd
+}
+
+func powerOff(ctx context.Context, machines []*sandbox.Machine) error {
 	errs := make(chan error)
 	for _, m := range machines {
 		go func() { errs <- m.PowerOff(ctx) }()
