@@ -174,9 +174,10 @@ demo: build man
 
 test: check fuzz emulated reproducible e2e
 
-# The cases of everywhere, on Debian unstable with podman 6 of experimental.
+# The cases of everywhere, on Debian unstable with podman 6 of experimental; and whether that
+# boots with a kernel of its own.
 unstable: build man
-	$(GO) test -tags e2e -count=1 -v ./test/sandbox -run '^TestMachine$$' -suites=unstable
+	$(GO) test -tags e2e,machines -count=1 -v ./test/sandbox -run '^Test(Whole)?Machine$$' -suites=unstable -whole-suite=unstable
 	$(GO) test -tags e2e -count=1 -timeout 4h -v -p 1 -parallel 4 ./test/e2e -stacks=unstable -everywhere
 
 # Much of what some tests do is to wait, for which more than the two run at once.

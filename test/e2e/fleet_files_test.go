@@ -19,7 +19,7 @@ func TestFleetFiles(t *testing.T) {
 		}
 		m.write("/srv/rules_test.yml", string(rules))
 		m.run("promtool", "test", "rules", "/srv/rules_test.yml")
-		m.user().unit(service{mode: "mixed"})
+		m.user().unit(service{mode: "mixed"}).start()
 		if r := m.feed(m.run("oci-mainpid", "status", "--format=prometheus")+"\n", "promtool", "check", "metrics"); r.status != 0 || r.stderr != "" {
 			m.t.Error(r)
 		}

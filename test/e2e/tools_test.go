@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// TestDebiansTools has others judge what is installed: shells, readers of man
-// pages, Prometheus.
+// TestDebiansTools has others judge what is installed: shells and readers of
+// man pages.
 func TestDebiansTools(t *testing.T) {
 	t.Parallel()
 	onFreshMachinesIn(t, onFirst, func(m machine) {
 		if err := install(m.box); err != nil {
 			m.t.Fatal(err)
 		}
-		m.debian("tmux", "bash-completion", "zsh", "fish", "mandoc", "man-db", "groff", "prometheus")
+		m.debian("tmux", "bash-completion", "zsh", "fish", "mandoc", "man-db", "groff")
 		n := m.user().unit(service{mode: "mixed"})
 		n.start()
 
@@ -72,9 +72,5 @@ func TestDebiansTools(t *testing.T) {
 				}
 			})
 		}
-
-		m.subtest("promtool", func(m machine) {
-			m.must(m.feed(m.run("oci-mainpid", "status", "--format=prometheus")+"\n", "promtool", "check", "metrics"))
-		})
 	})
 }

@@ -92,7 +92,7 @@ func TestUserAdd(t *testing.T) {
 		m.subtestIn(onFirst, "declared", func(m machine) {
 			added(m, "added2", all, "--home=/var/lib/added2-home")
 			if r := m.try("userdel", "added2"); r.status != 0 {
-				// Seen once: a process has the UID, or an ID of the range, from somebody before.
+				// Seen once, nobody knows why: a process has the UID, or an ID of the range.
 				m.t.Logf("%v\n%s", r, m.run("ps", "-eo", "pid,uid,lstart,cgroup,args"))
 				m.run("userdel", "--force", "added2")
 			}

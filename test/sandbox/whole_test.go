@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"io"
 	"os"
 	"os/exec"
@@ -15,10 +16,12 @@ import (
 	"time"
 )
 
+var wholeSuite = flag.String("whole-suite", string(Trixie), "whose machine TestWholeMachine boots")
+
 // TestWholeMachine boots a machine with a kernel of its own.
 func TestWholeMachine(t *testing.T) {
 	ctx := context.Background()
-	m, must := boot(t, Config{Suite: Trixie, Whole: true})
+	m, must := boot(t, Config{Suite: Suite(*wholeSuite), Whole: true})
 	t.Run("environment", func(t *testing.T) {
 		if got, want := must("sh", "-c", "echo $HOME $LANG $PWD; hostname; id -u"), "/root C.UTF-8 /\n"+m.Name+"\n0"; got != want {
 			t.Errorf("got %q, want %q", got, want)

@@ -38,14 +38,16 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 		}
 		return nil
 	}
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !understood {
-		fmt.Fprintf(stderr, "sandbox: %v (see sandbox --help)\n", err)
+		fmt.Fprintf(stderr, "sandbox: %v (see %s --help)\n", err, cmd.CommandPath())
 		return 2
 	}
 	return report(err, stderr)
 }
 
+// report returns the status to exit with, and writes to stderr why that is not 0, unless
+// a command in a machine has done so.
 func report(err error, stderr io.Writer) int {
 	if err == nil {
 		return 0
@@ -192,11 +194,11 @@ func powerOffCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "poweroff NAME...",
 		Short: "Power machines off, and remove all that is left of them",
-		Args: func(cmd *cobra.Command, names []string) error {
-			if all {
-				return cobra.NoArgs(cmd, names)
+		Args: func(_ *cobra.Command, names []string) error {
+			if all == (len(names) > 0) {
+				return errors.New("name machines, or give --all")
 			}
-			return cobra.MinimumNArgs(1)(cmd, names)
+			return nil
 		},
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if all {

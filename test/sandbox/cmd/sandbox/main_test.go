@@ -12,7 +12,7 @@ func TestBadCommandLines(t *testing.T) {
 	for line, want := range map[string]string{
 		"":                         "no command given",
 		"bot trixie":               `unknown command "bot"`,
-		"boot":                     "accepts 1 arg(s), received 0",
+		"boot":                     "accepts 1 arg(s), received 0 (see sandbox boot --help)",
 		"boot trixie forky":        "accepts 1 arg(s), received 2",
 		"boot trixie --hole":       "unknown flag: --hole",
 		"boot --whole=maybe forky": `invalid argument "maybe" for "--whole"`,
@@ -20,8 +20,8 @@ func TestBadCommandLines(t *testing.T) {
 		"run m1":                   "requires at least 2 arg(s)",
 		"shell":                    "accepts 1 arg(s), received 0",
 		"list m1":                  `"m1"`,
-		"poweroff":                 "requires at least 1 arg(s)",
-		"poweroff --all m1":        `"m1"`,
+		"poweroff":                 "name machines, or give --all",
+		"poweroff --all m1":        "name machines, or give --all",
 	} {
 		var stderr strings.Builder
 		status := run(t.Context(), strings.Fields(line), &stderr)
